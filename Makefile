@@ -1,0 +1,33 @@
+# The two commands: `make table1` runs the main job, `make test` the tests. Both set up what they need.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: table1 test lint clean-venv
+
+table1: $(VENV)/.run
+	$(BIN)/python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e . \
+	  && echo "installed in $$(( $$(date +%s) - start )) seconds"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e '.[test]' \
+	  && echo "test tools installed in $$(( $$(date +%s) - start )) seconds"
+	@touch $@
+
+clean-venv:
+	rm -rf $(VENV)

@@ -1,0 +1,87 @@
+"""Faster R-CNN with MobileNetV2-FPN (strides 8 to 64), for photographs on a laptop.
+
+    python -m klbox_jax.main --config=configs/faster_rcnn_mobilenet_v2_fpn.py:data=coco \
+        --config.data.root=path/to/aquarium --config.model.init_weights=path/to/mobilenet_v2.pth \
+        --workdir=runs/aquarium_kl --mode=train_and_eval
+
+The backbone starts from torchvision's ImageNet weights. `data=coco` reads a folder in COCO's layout.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    variant = common.parse_arg(arg, loss="kl", suppression="soft_gaussian", voting="", data="coco")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        name=variant["data"],
+        root="",
+        train_split="train",
+        eval_split="valid",
+        short_side=320,
+        long_side=448,
+        canvases=((320, 448), (448, 320), (384, 384)),
+        max_gt=64,
+        flip=True,
+        scale_jitter=(1.0, 1.0),
+        num_threads=2,
+    )
+    config.model = dict(
+        box_loss=variant["loss"],
+        init_weights="",
+        backbone=dict(name="mobilenet_v2"),
+        fpn=dict(features=128, levels=(3, 4, 5), extra_levels=1),
+        rpn=dict(
+            features=128,
+            levels=(3, 4, 5, 6),
+            anchor_sizes=((16.0, 23.0), (32.0, 45.0), (64.0, 90.0), (128.0, 256.0)),
+            aspect_ratios=(0.5, 1.0, 2.0),
+            pre_nms_topk=(500, 500),
+            post_nms_topk=(512, 512),
+            nms_threshold=0.7,
+            iou_thresholds=(0.3, 0.7),
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+        ),
+        roi_heads=dict(
+            box_coder="corner",
+            box_coder_weights=(10.0, 10.0, 10.0, 10.0),
+            features=512,
+            class_agnostic=False,
+            levels=(3, 4, 5, 6),
+            pooler_resolution=7,
+            pooler_sampling_ratio=2,
+            canonical_box_size=112.0,
+            canonical_level=5,
+            batch_size_per_image=128,
+            positive_fraction=0.25,
+            box_loss_weight=1.0,
+        ),
+        pixel_mean=(123.675, 116.28, 103.53),
+        pixel_std=(58.395, 57.12, 57.375),
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=6e-4,
+        warmup_steps=100,
+        warmup_factor=0.001,
+        decay_at=(0.75, 0.92),
+        decay_factor=0.1,
+        weight_decay=0.05,
+        momentum=0.9,
+        clip_norm=10.0,
+        frozen=(),
+    )
+    config.train = common.train(batch_size=8, num_epochs=12.0, save_every=56, log_every=10)
+    config.evaluation = dict(batch_size=8)
+    config.postprocess = common.postprocess(
+        loss=variant["loss"],
+        suppression=variant["suppression"],
+        voting=variant["voting"],
+        pre_nms_topk=1000,
+        detections_per_image=100,
+    )
+    return config

@@ -1,0 +1,80 @@
+"""Faster R-CNN with a small GroupNorm ResNet-FPN on the embedded scenes: the setting of `make table1`.
+
+    python -m klbox_jax.main --config=configs/scenes.py:loss=kl,voting=variance,suppression=soft_gaussian \
+        --workdir=runs/scenes_kl --mode=train_and_eval
+
+Paper row: Table 1 of He et al. 2019 (VGG-16 on COCO), in miniature.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+    variant = common.parse_arg(arg, loss="kl", suppression="soft_gaussian", voting="", noise_scale=1.0)
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = common.scenes_data(noise_scale=variant["noise_scale"])
+    config.model = dict(
+        box_loss=variant["loss"],
+        init_weights="",
+        backbone=dict(
+            name="resnet",
+            stem_features=32,
+            stage_features=(32, 64, 128, 192),
+            stage_blocks=(1, 2, 2, 1),
+            group_size=16,
+        ),
+        fpn=dict(features=64, levels=(3, 4, 5), extra_levels=0),
+        rpn=dict(
+            features=64,
+            levels=(3, 4, 5),
+            anchor_sizes=((16.0, 26.0), (40.0, 60.0), (84.0, 112.0)),
+            aspect_ratios=(0.5, 1.0, 2.0),
+            pre_nms_topk=(128, 128),
+            post_nms_topk=(128, 128),
+            nms_threshold=0.7,
+            iou_thresholds=(0.3, 0.6),
+            batch_size_per_image=64,
+            positive_fraction=0.5,
+        ),
+        roi_heads=dict(
+            box_coder="corner",
+            box_coder_weights=(10.0, 10.0, 10.0, 10.0),
+            features=256,
+            class_agnostic=True,
+            levels=(3,),
+            pooler_resolution=7,
+            pooler_sampling_ratio=2,
+            canonical_box_size=96.0,
+            canonical_level=4,
+            batch_size_per_image=48,
+            positive_fraction=0.5,
+            box_loss_weight=1.0,
+        ),
+        pixel_mean=(127.5, 127.5, 127.5),
+        pixel_std=(64.0, 64.0, 64.0),
+    )
+    config.optimizer = dict(
+        name="adamw",
+        learning_rate=2e-3,
+        warmup_steps=50,
+        warmup_factor=0.1,
+        decay_at=(0.75, 0.92),
+        decay_factor=0.1,
+        weight_decay=0.05,
+        momentum=0.9,
+        clip_norm=10.0,
+        frozen=(),
+    )
+    config.train = common.train(batch_size=16, num_epochs=3.0, save_every=100, log_every=20)
+    config.evaluation = dict(batch_size=20)
+    config.postprocess = common.postprocess(
+        loss=variant["loss"],
+        suppression=variant["suppression"],
+        voting=variant["voting"],
+        pre_nms_topk=256,
+        detections_per_image=50,
+    )
+    return config

@@ -1,0 +1,172 @@
+"""Decodes image files, one way for the whole package.
+
+Every file becomes 8-bit RGB of exactly the size its annotation states:
+
+    grey, palette   expanded to RGB
+    transparency    composed over black, the colour of the padding around an image
+    CMYK            converted by Pillow (Adobe's inverted CMYK JPEGs included)
+    16 bits         the high byte of each sample: scaled, not clipped
+    animations      the first frame
+
+The EXIF orientation is applied where the turned size is the annotated one (as viewers and annotation tools
+show the photograph). Where only the stored size agrees, the annotation was drawn without it and the pixels
+are left as they lie. All functions may be called from several threads.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image, UnidentifiedImageError
+
+from klbox_jax.data.source import DataError
+
+# Pillow also knows formats that run other programs (EPS); a data set has no need of them.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+# The bytes a complete file ends with. Entropy-coded JPEG data never holds its end marker by chance.
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL_BYTES = 4096
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(
+    path_or_bytes: str | os.PathLike | bytes, *, height: int, width: int, name: str = "image bytes"
+) -> UInt8[ndarray, "h w 3"]:
+    """Returns the RGB pixels of an encoded image.
+
+    Args:
+        path_or_bytes: the file, or its contents.
+        height: annotated height in pixels.
+        width: annotated width in pixels.
+        name: what messages call the image when its contents are given.
+
+    Raises:
+        DataError: the file is missing, truncated, no image, absurdly large, or of another size.
+    """
+    with _opened(path_or_bytes, name) as image:
+        named = _name(path_or_bytes, name)
+        _check_size(image, named, height=height, width=width)
+        # Loads the pixels first: a PNG may carry its EXIF block behind them.
+        image.load()
+        orientation = _orientation(image)
+        turned_size = image.size[::-1] if orientation >= 5 else image.size
+        rgb = _to_rgb(image, named)
+        if orientation in _UPRIGHT and turned_size == (width, height):
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        return np.array(rgb)
+
+
+def check_image(path: str | os.PathLike, *, height: int, width: int, full: bool = False) -> None:
+    """Raises if `path` is not a complete image of the given size, without decoding it where possible.
+
+    Reads the header and the last bytes. A file that does not end as JPEG and PNG files end, or is of another
+    format, is decoded to be sure, so a healthy file is never refused. Damage in the middle of a file that
+    keeps its end stays unseen here; `decode_image` finds what its decoder reports of that.
+
+    Args:
+        path: the image file.
+        height: annotated height in pixels.
+        width: annotated width in pixels.
+        full: decode every file.
+
+    Raises:
+        DataError: as `decode_image`.
+    """
+    if not full:
+        with _opened(path, "") as image:
+            _check_size(image, os.fspath(path), height=height, width=width)
+            marker = _END_MARKERS.get(image.format)
+        if marker is not None and marker in _tail(path):
+            return
+    decode_image(path, height=height, width=width)
+
+
+def _name(path_or_bytes, name: str) -> str:
+    return name if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+
+
+def _tail(path: str | os.PathLike) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Check the file and its permissions.") from error
+
+
+@contextlib.contextmanager
+def _opened(path_or_bytes: str | os.PathLike | bytes, name: str) -> Iterator[Image.Image]:
+    """Opens an image; whatever Pillow raises, then or in the body, leaves as one DataError."""
+    named = _name(path_or_bytes, name)
+    file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes
+    # `isfile` also keeps a pipe from blocking the reader for ever.
+    if file is path_or_bytes and not os.path.isfile(file):
+        raise DataError(f"{named} is missing or no file. Restore the image or remove its annotation entry.")
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            yield image
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{named} is not an image of a known format ({', '.join(_FORMATS)}), or its header is truncated. "
+            "Restore or convert it."
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(named, str(error))) from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files.
+        raise DataError(
+            f"{named} cannot be decoded, it is truncated or damaged ({error}). Restore the file."
+        ) from error
+
+
+def _too_large(name: str, size: str) -> str:
+    return f"{name} is absurdly large ({size}). Downscale it, or remove it if it is not a photograph."
+
+
+def _check_size(image: Image.Image, name: str, *, height: int, width: int) -> None:
+    """Raises unless the stored or the turned image has the annotated size; reads no pixels if it can."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise DataError(_too_large(name, f"{image.height} x {image.width} pixels, the limit is {limit}"))
+    if image.size == (width, height):
+        return
+    if image.size == (height, width) and _orientation(image) >= 5:
+        return
+    raise DataError(
+        f"{name} is {image.height} pixels high and {image.width} wide, its annotation says {height} high and "
+        f"{width} wide. Correct the annotation, or restore the image it was drawn on."
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise DataError(f"{name} has 32-bit samples of unknown range. Convert it to 8 or 16 bits.")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    return image.convert("RGB")

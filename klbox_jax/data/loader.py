@@ -1,0 +1,152 @@
+"""Turns the plan of a run into its batches, on threads.
+
+`grain` supplies random access (element k of the data set is the batch of a step) and the threads. A batch
+depends on its step alone, so the number of threads, and the step a run resumes from, change nothing.
+"""
+
+from collections.abc import Callable
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+
+from klbox_jax.data.plan import EvalPlan, StepPlan, TrainPlan, process_slice
+from klbox_jax.data.source import DataError, Source
+from klbox_jax.data.transforms import Preprocessing, check_max_gt, choose_canvas, make_example, resized_size
+from klbox_jax.structures import Batch
+
+
+def check_fits(source: Source, preprocessing: Preprocessing) -> Int[ndarray, " n"]:
+    """Returns the canvas index of each image, after checking that every image and its objects fit.
+
+    The array is what `TrainPlan` and `EvalPlan` are made from, so no plan exists for data that do not fit.
+
+    Raises:
+        DataError: an image fits no canvas, has more objects than slots, or only some images have label noise.
+    """
+    if not source.records:
+        raise DataError(f"{source.name} has no images.")
+    for record in source.records:
+        check_max_gt(record, preprocessing.max_gt)
+        if (record.box_stds is None) != (source.records[0].box_stds is None):
+            raise DataError(
+                f"{source.name}: either all images have box_stds or none, but {record.file_name} and "
+                f"{source.records[0].file_name} differ."
+            )
+    return np.array([choose_canvas(record, preprocessing) for record in source.records], np.int32)
+
+
+def train_batches(
+    source: Source,
+    plan: TrainPlan,
+    preprocessing: Preprocessing,
+    *,
+    start_step: int,
+    num_steps: int,
+    num_threads: int,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Returns an iterator over this process' share of the batches of steps `start_step` and on.
+
+    Close it (`contextlib.closing`) to stop its threads early.
+
+    Args:
+        source: the data set.
+        plan: made from `check_fits(source, preprocessing)`.
+        preprocessing: sizes and augmentation.
+        start_step: number of the first step.
+        num_steps: number of batches.
+        num_threads: threads that make a batch each; 0 makes each batch when it is asked for.
+        prefetch: batches held ready or in the making.
+        process_index: number of this process.
+        process_count: number of processes; divides the batch size.
+
+    Raises:
+        ValueError: the batch cannot be shared evenly by the processes.
+        DataError: (from `next`) an image turned out to be unreadable.
+    """
+    slots = process_slice(plan.batch_size, process_index=process_index, process_count=process_count)
+    return _iterate(
+        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, augment=True),
+        range(start_step, start_step + num_steps),
+        num_threads=num_threads,
+        prefetch=prefetch,
+    )
+
+
+def eval_batches(
+    source: Source,
+    plan: EvalPlan,
+    preprocessing: Preprocessing,
+    *,
+    num_threads: int,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Returns an iterator over this process' share of each batch of the evaluation, without augmentation.
+
+    Arguments and errors as for `train_batches`.
+    """
+    slots = process_slice(plan.batch_size, process_index=process_index, process_count=process_count)
+    return _iterate(
+        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, augment=False),
+        range(plan.num_steps),
+        num_threads=num_threads,
+        prefetch=prefetch,
+    )
+
+
+def _iterate(
+    make_batch: Callable[[int], Batch], steps: range, *, num_threads: int, prefetch: int
+) -> grain.DatasetIterator[Batch]:
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(make_batch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _make_batch(
+    source: Source, step: StepPlan, preprocessing: Preprocessing, slots: slice, *, augment: bool
+) -> Batch:
+    """Makes the given slots of a step's global batch."""
+    examples = [
+        _make_slot(source, step, preprocessing, slot, augment=augment)
+        for slot in range(slots.start, slots.stop)
+    ]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+    return batch.replace(valid=step.valid[slots])
+
+
+def _make_slot(
+    source: Source, step: StepPlan, preprocessing: Preprocessing, slot: int, *, augment: bool
+) -> Batch:
+    index = int(step.indices[slot])
+    record = source.records[index]
+    canvas = preprocessing.canvases[step.canvas]
+    flip, factor = False, 1.0
+    if augment:
+        # Both are drawn whatever the settings, so that switching one on leaves the other as it was.
+        is_flipped, position = step.rng(slot).random(2)
+        low, high = preprocessing.scale_jitter
+        flip = preprocessing.flip and bool(is_flipped < 0.5)
+        factor = float(low + (high - low) * position)
+    new_size = resized_size(
+        record.height,
+        record.width,
+        short_side=preprocessing.short_side,
+        long_side=preprocessing.long_side,
+        factor=factor,
+        canvas=canvas,
+    )
+    return make_example(
+        source.load_image(index),
+        record,
+        canvas=canvas,
+        new_size=new_size,
+        flip=flip,
+        max_gt=preprocessing.max_gt,
+    )

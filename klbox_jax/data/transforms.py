@@ -1,0 +1,194 @@
+"""From a decoded photograph and its annotation to what the network reads: resize, flip, pad.
+
+Plain NumPy on one image. Images shrink by area averaging (OpenCV's INTER_AREA) and grow by linear
+interpolation; both place pixel `i` on `[i, i + 1)`, as the boxes do. The image lies in the top left corner of
+its canvas, the rest is zero.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+
+from klbox_jax.data.source import DataError, Record
+from klbox_jax.structures import Batch, GroundTruth
+
+# The loader's threads each resize an image of their own; OpenCV's would only fight them for the cores.
+cv2.setNumThreads(0)
+
+# A label is never taken to be more exact than this, in pixels of the canvas.
+MIN_BOX_STD = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How photographs are brought to the network's canvases.
+
+    Attributes:
+        short_side: length in pixels that an image's shorter side is resized to, ...
+        long_side: ... unless its longer side would exceed this one.
+        canvases: `(height, width)` of each canvas. One executable is compiled for each that is used.
+        max_gt: ground-truth slots of an image.
+        flip: mirror half of the training images.
+        scale_jitter: range of a factor on the size of each training image, drawn uniformly; cut where
+            the image would leave its canvas.
+
+    Raises:
+        ValueError: a field is out of range.
+    """
+
+    short_side: int
+    long_side: int
+    canvases: tuple[tuple[int, int], ...]
+    max_gt: int
+    flip: bool = True
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+
+    def __post_init__(self):
+        if not 1 <= self.short_side <= self.long_side:
+            raise ValueError(f"Need 1 <= short_side <= long_side, got {self.short_side}, {self.long_side}.")
+        if not self.canvases or any(min(canvas) < 1 for canvas in self.canvases):
+            raise ValueError(f"canvases must be (height, width) pairs, all positive, got {self.canvases}.")
+        if self.max_gt < 1:
+            raise ValueError(f"max_gt must be positive, got {self.max_gt}.")
+        low, high = self.scale_jitter
+        if not 0 < low <= high:
+            raise ValueError(f"scale_jitter must be (low, high), 0 < low <= high, got {self.scale_jitter}.")
+
+
+def resized_size(
+    height: int,
+    width: int,
+    *,
+    short_side: int,
+    long_side: int,
+    factor: float = 1.0,
+    canvas: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Returns the rounded `(height, width)` an image is resized to.
+
+    The scale is min(short_side / shorter side, long_side / longer side) * factor, capped so that the image
+    fits `canvas` where one is given.
+    """
+    scale = factor * min(short_side / min(height, width), long_side / max(height, width))
+    if canvas is not None:
+        scale = min(scale, canvas[0] / height, canvas[1] / width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def choose_canvas(record: Record, preprocessing: Preprocessing) -> int:
+    """Returns the index of the smallest canvas that holds the resized image (without jitter).
+
+    Raises:
+        DataError: no canvas holds it.
+    """
+    height, width = resized_size(
+        record.height, record.width, short_side=preprocessing.short_side, long_side=preprocessing.long_side
+    )
+    fitting = [
+        (canvas_height * canvas_width, index)
+        for index, (canvas_height, canvas_width) in enumerate(preprocessing.canvases)
+        if height <= canvas_height and width <= canvas_width
+    ]
+    if not fitting:
+        raise DataError(
+            f"{record.file_name} (image {record.image_id}) becomes {height} x {width} pixels, which fits "
+            f"none of the canvases {preprocessing.canvases}. Add a canvas, or lower short_side or "
+            "long_side."
+        )
+    return min(fitting)[1]
+
+
+def check_max_gt(record: Record, max_gt: int) -> None:
+    """Raises DataError if the image has more objects than ground-truth slots."""
+    if len(record.boxes) > max_gt:
+        raise DataError(
+            f"{record.file_name} (image {record.image_id}) has {len(record.boxes)} objects, but max_gt is "
+            f"{max_gt}. Raise max_gt to {len(record.boxes)} or more."
+        )
+
+
+def make_example(
+    image: UInt8[ndarray, "h w 3"],
+    record: Record,
+    *,
+    canvas: tuple[int, int],
+    new_size: tuple[int, int],
+    flip: bool,
+    max_gt: int,
+) -> Batch:
+    """Returns one image as an unbatched `Batch` of NumPy arrays.
+
+    Args:
+        image: the decoded file, RGB.
+        record: its annotation, in pixels of the file.
+        canvas: `(height, width)` of the canvas.
+        new_size: `(height, width)` of the resized image.
+        flip: mirror left and right.
+        max_gt: ground-truth slots.
+
+    Raises:
+        DataError: the image has more than `max_gt` objects.
+        ValueError: the resized image does not fit the canvas.
+    """
+    check_max_gt(record, max_gt)
+    new_height, new_width = new_size
+    if new_height > canvas[0] or new_width > canvas[1]:
+        raise ValueError(f"An image of {new_size} does not fit the canvas {canvas}.")
+    resized = _resize(image, new_size)
+    pixels = np.zeros((*canvas, 3), np.uint8)
+    pixels[:new_height, :new_width] = resized[:, ::-1] if flip else resized
+
+    # Each axis was rounded by itself, so each has a scale of its own.
+    scale = np.array([new_width / record.width, new_height / record.height])
+    scale_xyxy = np.tile(scale, 2)
+    limits = np.tile([new_width, new_height], 2)
+    boxes = np.clip(record.boxes.astype(np.float64) * scale_xyxy, 0, limits)
+    if flip:
+        boxes = flip_boxes(boxes, new_width)
+    boxes = boxes.astype(np.float32)
+    has_size = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+    box_stds = None
+    if record.box_stds is not None:
+        scaled = np.maximum(record.box_stds * scale_xyxy, MIN_BOX_STD)
+        box_stds = _padded(scaled[:, [2, 1, 0, 3]] if flip else scaled, max_gt, fill=1.0, dtype=np.float32)
+    gt = GroundTruth(
+        boxes=_padded(boxes, max_gt, fill=(0.0, 0.0, 1.0, 1.0), dtype=np.float32),
+        classes=_padded(record.classes, max_gt, fill=0.0, dtype=np.int32),
+        is_crowd=_padded(record.is_crowd, max_gt, fill=False, dtype=np.bool_),
+        valid=_padded(has_size, max_gt, fill=False, dtype=np.bool_),
+        box_stds=box_stds,
+    )
+    return Batch(
+        images=pixels,
+        image_size=np.array(new_size, np.int32),
+        scale=scale.astype(np.float32),
+        image_id=np.array(record.image_id, np.int32),
+        valid=np.array(True),
+        gt=gt,
+    )
+
+
+def flip_boxes(boxes: Float[ndarray, "n 4"], width: float | int) -> Float[ndarray, "n 4"]:
+    """Returns boxes mirrored left and right in an image of `width` pixels: x -> width - x."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], axis=1)
+
+
+def _resize(image: UInt8[ndarray, "h w 3"], new_size: tuple[int, int]) -> UInt8[ndarray, "h2 w2 3"]:
+    height, width = image.shape[:2]
+    if (height, width) == new_size:
+        return image
+    shrinks = new_size[0] * new_size[1] < height * width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (new_size[1], new_size[0]), interpolation=interpolation)
+
+
+def _padded(rows: ndarray, length: int, *, fill: float | bool | tuple[float, ...], dtype: type) -> ndarray:
+    padded = np.empty((length, *rows.shape[1:]), dtype)
+    padded[: len(rows)] = rows
+    padded[len(rows) :] = fill
+    return padded

@@ -1,0 +1,172 @@
+"""COCO average precision of boxes, through pycocotools.
+
+pycocotools matches and accumulates; the summary is made here from its raw arrays. Its own summary looks
+thresholds up with `==`, which misses 0.9 (the stored value is 0.8999999999999999, so AP90 comes back as
+-1), and reads 100 detections an image whatever was asked for.
+"""
+
+import collections
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from klbox_jax.structures import AnyArray, Detections
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+# Position in IOU_THRESHOLDS, because 0.9 is not stored as 0.9.
+_NAMED_THRESHOLDS = {"AP50": 0, "AP60": 2, "AP70": 4, "AP75": 5, "AP80": 6, "AP90": 8}
+_AREAS = ("all", "small", "medium", "large")
+
+
+def to_coco_results(
+    detections: Detections,
+    image_ids: Int[AnyArray, " B"],
+    image_valid: Bool[AnyArray, " B"],
+    category_ids: Sequence[int],
+) -> list[dict]:
+    """Detections of a batch as entries of a COCO results file, with the std of each edge beside the box.
+
+    Rounding cannot move AP: scores and stds keep every digit that float32 has (so their order stays), and
+    boxes are rounded to 1e-4 pixels, which is about what float32 resolves in an image 1000 pixels wide.
+
+    Args:
+        detections: batched (`[B, D]`), in pixels of the file.
+        image_ids: id of each image in its data set.
+        image_valid: False for an image that only fills the batch; it gives no entry.
+        category_ids: the data set's category id of each dense class index.
+
+    Returns:
+        One entry for each valid detection, best first within an image: `image_id`, `category_id`, `bbox` as
+        `[x, y, width, height]`, `score`, and, where the detector has variances, `bbox_std` as the stds of
+        `[x1, y1, x2, y2]` in pixels. Plain Python numbers only.
+    """
+    valid = np.asarray(detections.valid) & np.asarray(image_valid)[:, None]
+    rows, _ = np.nonzero(valid)
+    boxes = np.asarray(detections.boxes, np.float64)[valid]
+    sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
+    ids = np.asarray(image_ids)[rows].tolist()
+    classes = np.asarray(detections.classes)[valid].tolist()
+    boxes = np.concatenate([boxes[:, :2], sizes], axis=1).round(4).tolist()
+    scores = _shortest(np.asarray(detections.scores)[valid])
+    results = [
+        {"image_id": image_id, "category_id": int(category_ids[index]), "bbox": box, "score": score}
+        for image_id, index, box, score in zip(ids, classes, boxes, scores, strict=True)
+    ]
+    if detections.box_stds is not None:
+        for entry, stds in zip(results, _shortest(np.asarray(detections.box_stds)[valid]), strict=True):
+            entry["bbox_std"] = stds
+    return results
+
+
+def evaluate_detections(ground_truth: dict, results: list[dict], *, max_detections: int = 100) -> dict:
+    """Average precision and recall of boxes by the COCO protocol, in per cent.
+
+    Neither argument is changed. A quantity over no ground truth at all (a class that the images do not
+    show, a size range without objects) is None, and such a class is left out of every mean.
+
+    Args:
+        ground_truth: COCO dictionary with `images`, `categories` and `annotations`. An annotation without
+            `iscrowd` is a single object, one without `area` has the area of its box.
+        results: entries as `to_coco_results` makes them; may be empty. Best scores count first, ties
+            in the order of the list.
+        max_detections: how many of an image's detections of each class are looked at.
+
+    Returns:
+        `AP` (mean over IoU 0.50 to 0.95), `AP50`, `AP60`, `AP70`, `AP75`, `AP80`, `AP90`; `AP_small`,
+        `AP_medium`, `AP_large` (areas up to 32^2, 96^2, above); `AR1`, `AR10`, `AR100` (the last is called
+        after `max_detections`, and limits above it are left out); `AP_by_iou`, ten numbers for IoU 0.50,
+        0.55, ..., 0.95; `AP_by_class`, AP by category name (`name (id)` where two share a name).
+
+    Raises:
+        ValueError: a result names an unknown image or category, or is not finite.
+    """
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, not {max_detections}")
+    _check_results(ground_truth, results)
+    limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
+    # pycocotools reports its progress on stdout.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(_indexed(ground_truth, ground_truth["annotations"]), None, "bbox")
+        evaluator.cocoDt = _indexed(ground_truth, results)
+        evaluator.params.iouThrs = IOU_THRESHOLDS
+        evaluator.params.maxDets = limits
+        evaluator.evaluate()
+        evaluator.accumulate()
+    precision = evaluator.eval["precision"][..., -1]  # IoU threshold, recall level, class, area
+    recall = evaluator.eval["recall"]  # IoU threshold, class, area, limit
+
+    metrics = {"AP": _mean(precision[..., 0])}
+    metrics |= {name: _mean(precision[i, ..., 0]) for name, i in _NAMED_THRESHOLDS.items()}
+    metrics |= {f"AP_{area}": _mean(precision[..., i]) for i, area in enumerate(_AREAS) if i > 0}
+    metrics |= {f"AR{limit}": _mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
+    metrics["AP_by_iou"] = [_mean(row) for row in precision[..., 0]]
+    names = _category_names(ground_truth)
+    metrics["AP_by_class"] = {
+        names[int(category_id)]: _mean(precision[:, :, k, 0])
+        for k, category_id in enumerate(evaluator.params.catIds)
+    }
+    return metrics
+
+
+def _shortest(values: ndarray) -> list:
+    """Floats whose decimal form is the shortest that gives back the same float32."""
+    return values.astype(np.float32).astype(str).astype(np.float64).tolist()
+
+
+def _check_results(ground_truth: dict, results: list[dict]) -> None:
+    image_ids = {image["id"] for image in ground_truth["images"]}
+    category_ids = {category["id"] for category in ground_truth["categories"]}
+    for i, entry in enumerate(results):
+        if entry["image_id"] not in image_ids:
+            raise ValueError(f"results[{i}]: image_id {entry['image_id']} is not in the ground truth")
+        if entry["category_id"] not in category_ids:
+            raise ValueError(f"results[{i}]: category_id {entry['category_id']} is not in the ground truth")
+        if not all(math.isfinite(number) for number in (entry["score"], *entry["bbox"])):
+            raise ValueError(
+                f"results[{i}]: box and score must be finite, not {entry['bbox']}, {entry['score']}"
+            )
+
+
+def _indexed(ground_truth: dict, annotations: list[dict]) -> COCO:
+    """A pycocotools data set of only what the evaluator reads."""
+    copies = []
+    for number, annotation in enumerate(annotations, start=1):
+        copy = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        if "score" in annotation:
+            copy["score"] = annotation["score"]
+        copy["iscrowd"] = annotation.get("iscrowd", 0)
+        copy["area"] = annotation.get("area", copy["bbox"][2] * copy["bbox"][3])
+        # The evaluator stores the matched id and reads 0 as "no match": an object with id 0 would be lost.
+        copy["id"] = number
+        copies.append(copy)
+    data = COCO()
+    data.dataset = {
+        "images": ground_truth["images"],
+        "categories": ground_truth["categories"],
+        "annotations": copies,
+    }
+    data.createIndex()
+    return data
+
+
+def _category_names(ground_truth: dict) -> dict[int, str]:
+    counts = collections.Counter(category["name"] for category in ground_truth["categories"])
+    return {
+        category["id"]: category["name"]
+        if counts[category["name"]] == 1
+        else f"{category['name']} ({category['id']})"
+        for category in ground_truth["categories"]
+    }
+
+
+def _mean(values: ndarray) -> float | None:
+    present = values[values > -1]
+    # The evaluator adds 2e-16 to denominators; ten decimals hide that a perfect class falls short by it.
+    return round(100.0 * float(present.mean()), 10) if present.size else None

@@ -1,0 +1,121 @@
+"""Regression losses on coded box offsets, elementwise and unreduced: `[..., 4]` in, `[..., 4]` out.
+
+Offsets and log-variances live in the space of the box coder (offset over the reference's side, times the
+coder's weight), so an error of 1 under the corner coder's weight 10 is a tenth of the side.
+"""
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klbox_jax.losses.log_variance import clamp_log_var
+from klbox_jax.structures import AnyArray
+
+
+@flax.struct.dataclass
+class KLTerms:
+    """The two terms of the KL loss, unreduced; the loss is their sum.
+
+    Attributes:
+        box_term: `exp(-alpha) * smooth_l1`, what the log usually calls the box loss.
+        alpha_term: `alpha / 2`, the price of claiming a large variance; negative where sigma < 1.
+    """
+
+    box_term: Float[AnyArray, "..."]
+    alpha_term: Float[AnyArray, "..."]
+
+
+def smooth_l1(
+    deltas: Float[Array, "..."], targets: Float[Array, "..."], *, beta: float = 1.0
+) -> Float[Array, "..."]:
+    """Huber loss divided by beta: `e^2 / (2 beta)` up to `|e| = beta`, `|e| - beta / 2` beyond.
+
+    Agrees with detectron2's `smooth_l1_loss`, where `beta=0` is the plain absolute error too.
+
+    Args:
+        deltas: predicted coded offsets.
+        targets: coded offsets of the matched ground truth, same shape.
+        beta: error at which the quadratic part ends.
+
+    Returns:
+        float32, same shape.
+
+    Raises:
+        ValueError: if the shapes differ, or beta is negative.
+    """
+    _check_same_shape(deltas=deltas, targets=targets)
+    if beta < 0:
+        raise ValueError(f"smooth_l1 needs beta >= 0, got {beta}.")
+    error = jnp.abs(deltas.astype(jnp.float32) - targets.astype(jnp.float32))
+    if beta == 0:
+        return error
+    # One product for both pieces: no branch whose square could overflow.
+    quadratic = jnp.minimum(error, beta)
+    return quadratic * (error - 0.5 * quadratic) / beta
+
+
+def kl_loss_terms(
+    deltas: Float[Array, "..."],
+    log_vars: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    clamp: tuple[float, float] = (-7.0, 7.0),
+) -> KLTerms:
+    """The terms of `kl_loss` apart, for logging. Arguments and errors as there."""
+    _check_same_shape(deltas=deltas, log_vars=log_vars, targets=targets)
+    alpha = clamp_log_var(log_vars.astype(jnp.float32), low=clamp[0], high=clamp[1])
+    return KLTerms(box_term=jnp.exp(-alpha) * smooth_l1(deltas, targets), alpha_term=0.5 * alpha)
+
+
+def kl_loss(
+    deltas: Float[Array, "..."],
+    log_vars: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    clamp: tuple[float, float] = (-7.0, 7.0),
+) -> Float[Array, "..."]:
+    """KL loss of He et al. (CVPR 2019, section 3.2): `exp(-alpha) * smooth_l1(beta=1) + alpha / 2`.
+
+    The label is a Dirac delta, the prediction a Gaussian of mean `deltas` and variance `exp(alpha)`. Their
+    KL divergence is `e^2 / (2 sigma^2) + log(sigma^2) / 2` plus two terms that no parameter moves:
+    `log(2 pi) / 2` and the label's entropy. Without these it is no longer a distance and **may be negative**:
+    where the error and the predicted sigma are both small, `log(sigma^2) / 2` is far below zero. Beyond
+    `|e| = 1` the paper replaces `e^2 / 2` by `|e| - 1/2`, as smooth L1 does. At `alpha = 0` the loss is
+    smooth L1.
+
+    For a fixed error the best variance is `e^2` if `|e| <= 1` and `2 |e| - 1` beyond, and the loss there is
+    `1/2 + log(sigma^2) / 2`.
+
+    The official Caffe2 code spreads the same loss over three blobs so that each part trains only the box or
+    only alpha. Its gradients add up to the gradient of this one expression, but its logged total contains
+    the smooth-L1 term twice; ours contains it once. The official code does not clamp alpha.
+
+    Args:
+        deltas: predicted coded offsets.
+        log_vars: predicted alpha = log sigma^2 of the coded offsets, same shape.
+        targets: coded offsets of the matched ground truth, same shape.
+        clamp: range of alpha; see `clamp_log_var` for the gradient outside it.
+
+    Returns:
+        float32, same shape; value and gradient are finite for any alpha.
+
+    Raises:
+        ValueError: if the shapes differ (nothing is broadcast), or the range is empty.
+    """
+    terms = kl_loss_terms(deltas, log_vars, targets, clamp=clamp)
+    return terms.box_term + terms.alpha_term
+
+
+def kl_variance_of(
+    log_vars: Float[Array, "..."], *, clamp: tuple[float, float] = (-7.0, 7.0)
+) -> Float[Array, "..."]:
+    """The variance of the coded offsets that a head trained with `kl_loss` predicts: `exp(clamped alpha)`."""
+    return jnp.exp(clamp_log_var(log_vars.astype(jnp.float32), low=clamp[0], high=clamp[1]))
+
+
+def _check_same_shape(**arrays: Array) -> None:
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(
+            f"A box loss needs arrays of one shape, got {shapes}; gather the matched class first."
+        )

@@ -1,0 +1,43 @@
+"""Feature pyramid network (Lin et al., CVPR 2017, section 3)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klbox_jax.models.convolution import Conv
+
+
+def upsample_to(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
+    """Doubles a map by nearest neighbour, and cuts it to the finer map's size where that is odd."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return x[:, :height, :width]
+
+
+class FPN(nn.Module):
+    """Joins the backbone's stages, coarse to fine, into maps of equal depth.
+
+    Attributes:
+        features: channels of every level.
+        levels: the backbone stages that are joined, finest first; level `l` has stride `2 ** l`.
+        extra_levels: coarser levels made from the last one by taking each second cell (detectron2's
+            `LastLevelMaxPool`).
+    """
+
+    features: int = 256
+    levels: tuple[int, ...] = (2, 3, 4, 5)
+    extra_levels: int = 1
+
+    @nn.compact
+    def __call__(self, stages: dict[str, Float[Array, "b _h _w _c"]]) -> dict[str, Float[Array, "b _h2 _w2 c2"]]:
+        """Returns `p2`, `p3`, ...; `stages` are the backbone's `res2`, `res3`, ..."""
+        outputs = {}
+        top = None
+        for level in reversed(self.levels):
+            lateral = Conv(self.features, kernel_size=1, name=f"fpn_lateral{level}")(stages[f"res{level}"])
+            top = lateral if top is None else lateral + upsample_to(top, *lateral.shape[1:3])
+            outputs[f"p{level}"] = Conv(self.features, kernel_size=3, name=f"fpn_output{level}")(top)
+        last = self.levels[-1]
+        for level in range(last + 1, last + 1 + self.extra_levels):
+            outputs[f"p{level}"] = outputs[f"p{level - 1}"][:, ::2, ::2]
+        return outputs

@@ -1,0 +1,64 @@
+"""The normalisers: frozen batch norm under pretrained weights, group norm under random ones.
+
+Neither keeps live batch statistics, so a batch of N images is N batches of one.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+EPSILON = 1e-5
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with fixed statistics and a fixed affine part (detectron2's `FrozenBatchNorm2d`).
+
+    Its four params `scale`, `bias`, `mean`, `var` take no gradient. Weight decay does not know that: leave
+    them out of the optimizer.
+
+    Attributes:
+        dtype: dtype of the output, or None for that of the input; the arithmetic is float32.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
+        """Returns `(x - mean) / sqrt(var + EPSILON) * scale + bias`, folded to one multiply-add."""
+        shape = (x.shape[-1],)
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        params = (
+            self.param("scale", ones, shape, jnp.float32),
+            self.param("bias", zeros, shape, jnp.float32),
+            self.param("mean", zeros, shape, jnp.float32),
+            self.param("var", ones, shape, jnp.float32),
+        )
+        scale, bias, mean, var = jax.lax.stop_gradient(params)
+        factor = scale * jax.lax.rsqrt(var + EPSILON)
+        shift = bias - mean * factor
+        channels_last = (1,) * (x.ndim - 1) + shape
+        y = x.astype(jnp.float32) * factor.reshape(channels_last) + shift.reshape(channels_last)
+        return y.astype(self.dtype or x.dtype)
+
+
+def make_norm(
+    kind: str, *, num_groups: int = 32, dtype: DTypeLike | None = None, name: str | None = None
+) -> nn.Module:
+    """Returns the normaliser called `kind`: 'group' (float32 statistics) or 'frozen_batch'.
+
+    Args:
+        kind: 'group' or 'frozen_batch'.
+        num_groups: groups of the group norm; must divide the channels.
+        dtype: dtype of the output; None follows the input.
+        name: name of the module in its parent.
+
+    Raises:
+        ValueError: for any other kind.
+    """
+    if kind == "group":
+        return nn.GroupNorm(num_groups=num_groups, epsilon=EPSILON, dtype=dtype, name=name)
+    if kind == "frozen_batch":
+        return FrozenBatchNorm(dtype=dtype, name=name)
+    raise ValueError(f"norm is {kind!r}; choose 'group' or 'frozen_batch'.")

@@ -1,0 +1,69 @@
+"""The anchors of the RPN, as NumPy constants of a canvas."""
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorGenerator:
+    """Anchors of several sizes and shapes at each cell of each feature level.
+
+    Sizes and order are detectron2's (`DefaultAnchorGenerator` with `offset=0.5`).
+
+    Attributes:
+        sizes: for each level, the roots of the anchors' areas, in pixels; equally many on every level.
+        aspect_ratios: height over width.
+        strides: for each level, pixels between neighbouring cells.
+
+    Raises:
+        ValueError: the levels of `sizes` and `strides` differ in number, or levels in their number of sizes.
+    """
+
+    sizes: tuple[tuple[float, ...], ...]
+    aspect_ratios: tuple[float, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.sizes) != len(self.strides):
+            raise ValueError(
+                f"anchor sizes are given for {len(self.sizes)} levels and strides for {len(self.strides)}; "
+                "give one tuple of sizes for each stride"
+            )
+        if len({len(level_sizes) for level_sizes in self.sizes}) != 1:
+            raise ValueError(f"anchor sizes {self.sizes} differ in number; the levels share one RPN head")
+
+    @property
+    def num_anchors_per_cell(self) -> int:
+        """How many anchors stand at a cell; the same on every level."""
+        return len(self.sizes[0]) * len(self.aspect_ratios)
+
+    def grid(self, image_hw: tuple[int, int]) -> list[Float[np.ndarray, "_anchors 4"]]:
+        """The anchors of a canvas of `image_hw` pixels, one float32 array for each level.
+
+        A level has ceil(height / stride) rows of ceil(width / stride) cells. Anchors are centred on their
+        cell and not clipped. The order is that of a head's output [rows, columns, anchors]: by row, column,
+        size, aspect ratio, the last running fastest.
+        """
+        return [
+            _level_grid(image_hw, level_sizes, self.aspect_ratios, stride)
+            for level_sizes, stride in zip(self.sizes, self.strides, strict=True)
+        ]
+
+
+def _level_grid(
+    image_hw: tuple[int, int], sizes: tuple[float, ...], aspect_ratios: tuple[float, ...], stride: int
+) -> Float[np.ndarray, "_anchors 4"]:
+    cell = np.array([_centred_box(size, ratio) for size in sizes for ratio in aspect_ratios])
+    rows, columns = (math.ceil(length / stride) for length in image_hw)
+    x, y = np.meshgrid((np.arange(columns) + 0.5) * stride, (np.arange(rows) + 0.5) * stride)
+    centres = np.stack([x, y, x, y], axis=-1)
+    return (centres[:, :, None, :] + cell[None, None, :, :]).reshape(-1, 4).astype(np.float32)
+
+
+def _centred_box(size: float, aspect_ratio: float) -> tuple[float, float, float, float]:
+    width = size / math.sqrt(aspect_ratio)
+    height = size * math.sqrt(aspect_ratio)
+    return (-width / 2, -height / 2, width / 2, height / 2)

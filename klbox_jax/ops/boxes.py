@@ -1,0 +1,49 @@
+"""Areas, overlaps and clipping of boxes.
+
+Boxes are `x1, y1, x2, y2` with continuous edges: the width is x2 - x1, nothing is added to it. A box whose
+edges are reversed counts as empty. The IoU here is the only one in the package.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Unions below this (square pixels) count as zero: dividing by their square would overflow in the gradient.
+_MIN_UNION = 1e-12
+
+
+def area(boxes: Float[Array, "n 4"]) -> Float[Array, " n"]:
+    """The area of each box in square pixels, 0 for an empty one."""
+    return jnp.maximum(boxes[:, 2] - boxes[:, 0], 0.0) * jnp.maximum(boxes[:, 3] - boxes[:, 1], 0.0)
+
+
+def pairwise_intersection(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """The area shared by each box of `a` with each box of `b`, in square pixels."""
+    width = jnp.minimum(a[:, None, 2], b[None, :, 2]) - jnp.maximum(a[:, None, 0], b[None, :, 0])
+    height = jnp.minimum(a[:, None, 3], b[None, :, 3]) - jnp.maximum(a[:, None, 1], b[None, :, 1])
+    return jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+
+
+def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Intersection over union of each box of `a` with each box of `b`.
+
+    Two empty boxes have IoU 0. The values and their gradients are finite for every finite input.
+    """
+    intersection = pairwise_intersection(a, b)
+    union = area(a)[:, None] + area(b)[None, :] - intersection
+    has_union = union > _MIN_UNION
+    return jnp.where(has_union, intersection / jnp.where(has_union, union, 1.0), 0.0)
+
+
+def clip_to_image(boxes: Float[Array, "n 4"], image_size: Int[Array, "2"]) -> Float[Array, "n 4"]:
+    """Moves edges that lie outside the image onto its border; `image_size` is height, width in pixels."""
+    height, width = image_size.astype(boxes.dtype)
+    x1, y1, x2, y2 = boxes.T
+    return jnp.stack(
+        [jnp.clip(x1, 0, width), jnp.clip(y1, 0, height), jnp.clip(x2, 0, width), jnp.clip(y2, 0, height)],
+        axis=-1,
+    )
+
+
+def is_nonempty(boxes: Float[Array, "n 4"], *, min_size: float = 0.0) -> Bool[Array, " n"]:
+    """True where both sides of a box are longer than `min_size` pixels."""
+    return (boxes[:, 2] - boxes[:, 0] > min_size) & (boxes[:, 3] - boxes[:, 1] > min_size)

@@ -1,0 +1,132 @@
+"""RoIAlign as two interpolation matrices and two products.
+
+The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x - column). A RoI of s x s bins is
+therefore `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products run at the
+speed of the machine's matrix unit, and their gradient with respect to the features is a product again
+instead of a scatter.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def interpolation_matrix(
+    starts: Float[Array, " r"],
+    ends: Float[Array, " r"],
+    *,
+    length: int,
+    output_size: int,
+    sampling_ratio: int,
+) -> Float[Array, "r s length"]:
+    """Returns the weight of each cell of an axis in each bin of each interval `[start, end]`.
+
+    Intervals are in cells of the feature map, cell `i` having its centre at `i`. Each bin is the mean of
+    `sampling_ratio` samples. A sample up to one cell outside the map takes the value at the border, one further
+    out is zero, as in detectron2 and torchvision.
+    """
+    samples = output_size * sampling_ratio
+    fractions = (jnp.arange(samples, dtype=jnp.float32) + 0.5) / samples
+    positions = starts[:, None] + (ends - starts)[:, None] * fractions[None, :]
+    inside = (positions >= -1.0) & (positions <= length)
+    positions = jnp.clip(positions, min=0.0, max=length - 1.0)
+    cells = jnp.arange(length, dtype=jnp.float32)
+    tent = jnp.maximum(0.0, 1.0 - jnp.abs(positions[:, :, None] - cells[None, None, :]))
+    tent = jnp.where(inside[:, :, None], tent, 0.0)
+    return tent.reshape(-1, output_size, sampling_ratio, length).mean(axis=2)
+
+
+def roi_align(
+    features: Float[Array, "h w c"],
+    boxes: Float[Array, "r 4"],
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    spatial_scale: float,
+    aligned: bool = True,
+    weights: Float[Array, " r"] | None = None,
+) -> Float[Array, "r s s c"]:
+    """Pools each box into a grid of `output_size` x `output_size` bins (He et al., Mask R-CNN, section 3).
+
+    Agrees with `torchvision.ops.roi_align` for a fixed `sampling_ratio`. Differentiable in the features and
+    in the boxes.
+
+    Args:
+        features: one image's feature map.
+        boxes: RoIs in pixels of the canvas.
+        output_size: bins along each side.
+        sampling_ratio: samples along each side of a bin.
+        spatial_scale: feature cells per pixel, 1 / stride.
+        aligned: shift by half a cell, so that pixel `i` covers `[i, i + 1)`. Without it, RoIs
+            are at least one cell wide, as in the older implementations.
+        weights: factor for each RoI; 0 leaves a RoI out (see `multilevel_roi_align`).
+    """
+    h, w, c = features.shape
+    offset = 0.5 if aligned else 0.0
+    x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32) * spatial_scale - offset, -1, 0)
+    if not aligned:
+        x2, y2 = jnp.maximum(x2, x1 + 1.0), jnp.maximum(y2, y1 + 1.0)
+    rows = interpolation_matrix(y1, y2, length=h, output_size=output_size, sampling_ratio=sampling_ratio)
+    columns = interpolation_matrix(x1, x2, length=w, output_size=output_size, sampling_ratio=sampling_ratio)
+    if weights is not None:
+        rows = rows * weights[:, None, None]
+    rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
+    # [r s, h] x [h, w c]: a single large product for all RoIs.
+    banded = (rows.reshape(-1, h) @ features.reshape(h, w * c)).reshape(-1, output_size, w, c)
+    return jnp.einsum("rqw,rpwc->rpqc", columns, banded)
+
+
+def assign_boxes_to_levels(
+    boxes: Float[Array, "r 4"],
+    *,
+    min_level: int,
+    max_level: int,
+    canonical_box_size: float = 224.0,
+    canonical_level: int = 4,
+) -> Int[Array, " r"]:
+    """Returns the pyramid level of each box, counted from `min_level` (Lin et al., FPN, equation 1)."""
+    sizes = jnp.sqrt(
+        jnp.maximum(boxes[:, 2] - boxes[:, 0], 0.0) * jnp.maximum(boxes[:, 3] - boxes[:, 1], 0.0)
+    )
+    # The small constants keep log2 finite and a box of exactly the canonical size on its level.
+    levels = jnp.floor(canonical_level + jnp.log2(sizes / canonical_box_size + 1e-8) + 1e-6)
+    return jnp.clip(levels, min=min_level, max=max_level).astype(jnp.int32) - min_level
+
+
+def multilevel_roi_align(
+    features: Sequence[Float[Array, "_h _w c"]],
+    boxes: Float[Array, "r 4"],
+    *,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    min_level: int,
+    canonical_box_size: float = 224.0,
+    canonical_level: int = 4,
+    aligned: bool = True,
+) -> Float[Array, "r s s c"]:
+    """Pools each box from the pyramid level that fits its size.
+
+    Every level pools every box and a weight of zero takes out those that belong elsewhere: shapes stay
+    fixed, and no feature is gathered.
+    """
+    levels = assign_boxes_to_levels(
+        boxes,
+        min_level=min_level,
+        max_level=min_level + len(features) - 1,
+        canonical_box_size=canonical_box_size,
+        canonical_level=canonical_level,
+    )
+    return sum(
+        roi_align(
+            level_features,
+            boxes,
+            output_size=output_size,
+            sampling_ratio=sampling_ratio,
+            spatial_scale=1.0 / stride,
+            aligned=aligned,
+            weights=(levels == index).astype(jnp.float32),
+        )
+        for index, (level_features, stride) in enumerate(zip(features, strides, strict=True))
+    )

@@ -1,0 +1,68 @@
+"""Every way to thin out overlapping boxes, under one name and one result."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from klbox_jax.postprocess.soft_nms import SuppressionResult, pick_sequentially, soft_nms
+
+SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian")
+
+
+def suppress(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    classes: Int[Array, " N"],
+    valid: Bool[Array, " N"],
+    *,
+    method: str,
+    nms_threshold: float = 0.5,
+    soft_nms_sigma: float = 0.5,
+    soft_nms_threshold: float = 0.3,
+    min_score: float = 0.001,
+    max_outputs: int,
+) -> SuppressionResult:
+    """Keeps the best `max_outputs` boxes of an image; only boxes of one class act on each other.
+
+    Args:
+        boxes, scores, classes, valid: candidates of all classes; scores not negative.
+        method: `hard` removes boxes whose IoU with a better kept one is above `nms_threshold` (strictly, as
+            torchvision) and leaves scores alone; `soft_linear` and `soft_gaussian` are `soft_nms`.
+        nms_threshold: of `hard`.
+        soft_nms_sigma: of `soft_gaussian`.
+        soft_nms_threshold: of `soft_linear`.
+        min_score: of both soft methods; `hard` keeps any positive score.
+        max_outputs: number of slots.
+
+    Returns:
+        Best first; ties go to the lower row.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    if method == "hard":
+        # Greedy NMS is the pick loop with an all-or-nothing decay. For a hundred outputs of a thousand
+        # candidates that takes no longer than `ops.nms.hard_nms`, and makes no N x N matrix.
+        return pick_sequentially(
+            boxes,
+            scores,
+            classes,
+            valid,
+            decay=lambda iou: jnp.where(iou > nms_threshold, 0.0, 1.0),
+            min_score=float(jnp.finfo(jnp.float32).tiny),
+            max_outputs=max_outputs,
+        )
+    if method not in SUPPRESSION_METHODS:
+        raise ValueError(
+            f"Unknown suppression method {method!r}; choose one of {', '.join(SUPPRESSION_METHODS)}."
+        )
+    return soft_nms(
+        boxes,
+        scores,
+        classes,
+        valid,
+        method="linear" if method == "soft_linear" else "gaussian",
+        sigma=soft_nms_sigma,
+        iou_threshold=soft_nms_threshold,
+        min_score=min_score,
+        max_outputs=max_outputs,
+    )

@@ -1,0 +1,92 @@
+"""The optimizer and its learning-rate schedule."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+REFERENCE_BATCH = 16
+
+
+def learning_rate_schedule(
+    *,
+    learning_rate: float,
+    global_batch: int,
+    total_steps: int,
+    warmup_steps: int,
+    warmup_factor: float,
+    decay_at: tuple[float, ...],
+    decay_factor: float,
+) -> optax.Schedule:
+    """Linear warm-up, then a constant rate multiplied by `decay_factor` at shares `decay_at` of the run.
+
+    `learning_rate` is the rate for 16 images a step; it is scaled linearly to `global_batch`
+    (Goyal et al. 2017), so that a config keeps its meaning on another number of devices.
+    """
+    peak = learning_rate * global_batch / REFERENCE_BATCH
+    steps = optax.piecewise_constant_schedule(peak, {round(share * total_steps): decay_factor for share in decay_at})
+
+    def schedule(step):
+        if not warmup_steps:
+            return steps(step)
+        progress = jax.numpy.minimum(step / warmup_steps, 1.0)
+        return steps(step) * (warmup_factor + (1.0 - warmup_factor) * progress)
+
+    return schedule
+
+
+def make_optimizer(
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    momentum: float,
+    clip_norm: float,
+    frozen: tuple[str, ...],
+) -> optax.GradientTransformation:
+    """Returns SGD with momentum or AdamW, with clipping and frozen parts.
+
+    Args:
+        name: `sgd` or `adamw`.
+        schedule: learning rate of each step.
+        weight_decay: on kernels alone; biases and normalization are left free.
+        momentum: of SGD.
+        clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
+        frozen: prefixes of parameter paths (`backbone/stem`) that are not trained. What is frozen has no part
+            in the gradient's norm either.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name == "sgd":
+        # Decay enters before the momentum, as in the detectors of the literature.
+        core = optax.chain(
+            optax.add_decayed_weights(weight_decay, mask=is_kernel), optax.sgd(schedule, momentum=momentum)
+        )
+    elif name == "adamw":
+        core = optax.adamw(schedule, weight_decay=weight_decay, mask=is_kernel)
+    else:
+        raise ValueError(f"config.optimizer.name = {name!r} is unknown; choose adamw or sgd")
+    if clip_norm:
+        core = optax.chain(optax.clip_by_global_norm(clip_norm), core)
+    if not frozen:
+        return core
+    return optax.multi_transform({"trained": core, "frozen": optax.set_to_zero()}, label_frozen(frozen))
+
+
+def is_kernel(params):
+    """Marks the arrays that weight decay acts on: all with two axes or more."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+def label_frozen(prefixes: tuple[str, ...]) -> Callable:
+    """Returns a function that labels each parameter `frozen` or `trained` by its path."""
+
+    def label(params):
+        def one(path, _):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return "frozen" if any(name == p or name.startswith(p + "/") for p in prefixes) else "trained"
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return label

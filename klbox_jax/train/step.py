@@ -1,0 +1,76 @@
+"""One step of training: a pure function, compiled once for each canvas."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.structures import Batch
+from klbox_jax.distributed import batch_sharding, replicated
+from klbox_jax.train.state import TrainState
+
+
+def create_state(model: GeneralizedRCNN, optimizer: optax.GradientTransformation, *, batch: Batch, seed: int):
+    """Returns the `TrainState` of step 0; `batch` gives shapes alone."""
+
+    def init(key):
+        params = model.init(key, batch, key, method="train_forward")["params"]
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return jax.jit(init)(jax.random.key(seed))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: GeneralizedRCNN,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the next state and the step's scalars.
+
+    The random key is a function of the seed and the step alone, so that a resumed run draws what the
+    uninterrupted one would have drawn.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_fn(params):
+        outputs = model.apply({"params": params}, batch, key, method="train_forward")
+        return sum(outputs.losses.values()), outputs
+
+    (total, outputs), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    scalars = {
+        "total_loss": total,
+        **outputs.losses,
+        **outputs.metrics,
+        "learning_rate": jnp.asarray(schedule(state.step)),
+        "grad_norm": optax.global_norm(grads),
+        "param_norm": optax.global_norm(params),
+        "update_norm": optax.global_norm(updates),
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scalars
+
+
+def compile_train_step(mesh: Mesh, **static) -> Callable:
+    """Returns `train_step` jitted over the mesh: parameters on every device, the batch split among them.
+
+    Losses are means over the global batch, so the compiler inserts the reductions across devices. The state
+    is donated: its memory is reused for the next one.
+    """
+
+    def step(state, batch):
+        return train_step(state, batch, **static)
+
+    return jax.jit(
+        step,
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,280 @@
+"""The folder of a run: its config, its versions, its lock, and where everything else in it lies.
+
+    config.json      the config that the run was started with
+    config.N.json    the configs it had before, where a change was allowed
+    versions.json    the libraries and devices it was started on
+    checkpoints/     see `checkpoints.py`
+    metrics.jsonl    see `writer.py`
+    tensorboard/     the same numbers as event files
+    eval/<step>/     what the evaluation of a checkpoint wrote
+
+Only process 0 of a run writes.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+import klbox_jax
+
+# What may differ between two starts of one run without changing what it learns.
+FREE_FIELDS = (
+    "data.num_threads",
+    "evaluation",
+    "postprocess",
+    "train.eval_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.save_every",
+)
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class WorkdirError(ValueError):
+    """The folder cannot be used for this run; the message names the folder and the remedy."""
+
+
+class Workdir:
+    """Paths and house-keeping of one run's folder. Making the object touches nothing."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).absolute()
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        """The file of the training metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """The folder of the TensorBoard event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def config(self) -> pathlib.Path:
+        """The file of the run's config."""
+        return self.path / "config.json"
+
+    @property
+    def versions(self) -> pathlib.Path:
+        """The file of the library versions and devices that the run was started on."""
+        return self.path / "versions.json"
+
+    def eval_dir(self, step: int) -> pathlib.Path:
+        """Returns the folder for the results of evaluating the checkpoint of `step`."""
+        return self.path / "eval" / str(step)
+
+    def prepare(
+        self,
+        config: Mapping[str, Any],
+        *,
+        allow_config_change: bool = False,
+        free_fields: tuple[str, ...] = FREE_FIELDS,
+    ) -> None:
+        """Makes the folder ready for a run with this config, or refuses; never touches checkpoints.
+
+        On first use writes config.json and versions.json. Later compares, and where the change is free or
+        allowed writes the new config; an allowed change keeps the old file as `config.N.json`.
+
+        Args:
+            config: nested dictionary of strings, numbers, booleans, None, tuples and lists.
+            allow_config_change: go on under a config that differs.
+            free_fields: dotted names; these fields and everything below them may always differ.
+
+        Raises:
+            WorkdirError: the path is a file; config.json cannot be read or is missing beside checkpoints; or
+                fields differ, each of which the message lists.
+        """
+        self._check_is_folder()
+        new = json.loads(_dump(config, self.config))
+        if self.config.exists():
+            try:
+                old = read_json(self.config)
+            except ValueError as error:
+                raise WorkdirError(f"{error}; restore that file or choose another --workdir") from None
+            changes = _differences(old, new)
+            bound = [name for name in changes if not _is_free(name, free_fields)]
+            lines = "\n".join(f"  {name}: {changes[name]}" for name in bound)
+            if bound and not allow_config_change:
+                raise WorkdirError(
+                    f"{self.path} belongs to a run with another config:\n{lines}\n"
+                    "choose another --workdir, or go on under the new config with --allow_config_change"
+                )
+            if bound:
+                logging.warning("%s goes on under a changed config:\n%s", self.path, lines)
+                if is_writer():
+                    write_json(self._free_config_name(), old)
+            if changes and is_writer():
+                write_json(self.config, new)
+            self._warn_of_other_versions()
+            return
+        if self.checkpoints.exists() and any(self.checkpoints.iterdir()) and not allow_config_change:
+            raise WorkdirError(
+                f"{self.path} has checkpoints but no config.json to compare with; restore that file, choose "
+                "another --workdir, or vouch for the config with --allow_config_change"
+            )
+        if is_writer():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.versions, current_versions())
+            write_json(self.config, new)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for one training process; a process that dies, however it dies, lets go.
+
+        Raises:
+            WorkdirError: another process holds it, or the path is a file.
+        """
+        self._check_is_folder()
+        if not is_writer():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / ".lock"
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise WorkdirError(
+                    f"{self.path} is being trained in by {holder}; wait for it, stop it, or choose another "
+                    "--workdir"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def _check_is_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise WorkdirError(f"{self.path} is a file, not a folder; choose another --workdir")
+
+    def _free_config_name(self) -> pathlib.Path:
+        number = 1
+        while (path := self.path / f"config.{number}.json").exists():
+            number += 1
+        return path
+
+    def _warn_of_other_versions(self) -> None:
+        if not self.versions.exists():
+            return
+        try:
+            changes = _differences(read_json(self.versions), json.loads(json.dumps(current_versions())))
+        except ValueError as error:
+            logging.warning("%s", error)
+            return
+        if changes:
+            lines = "\n".join(f"  {name}: {change}" for name, change in changes.items())
+            logging.warning("%s was started on other versions; results may differ:\n%s", self.path, lines)
+
+
+def is_writer() -> bool:
+    """True in the one process of a run that writes files."""
+    return jax.process_index() == 0
+
+
+def current_versions() -> dict[str, Any]:
+    """Returns the versions of Python and the libraries, and the count of each kind of device."""
+    devices = Counter(f"{device.platform}: {device.device_kind}" for device in jax.devices())
+    return {
+        "python": platform.python_version(),
+        "klbox_jax": klbox_jax.__version__,
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "devices": dict(devices),
+        "processes": jax.process_count(),
+    }
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file whole or not at all: a reader, or a kill, sees the old file or the new one.
+
+    NumPy numbers and arrays are written as plain ones. Makes the folder where it is missing.
+
+    Raises:
+        ValueError: the value holds something that JSON has no form for, NaN and infinity included.
+    """
+    path = pathlib.Path(path)
+    write_atomically(path, _dump(value, path) + "\n")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces the text of a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its content is not JSON; names the file.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # covers bytes that are not UTF-8
+        raise ValueError(f"{path} is not readable as JSON ({error})") from None
+
+
+def _dump(value: Any, path: pathlib.Path) -> str:
+    try:
+        return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot write {path}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_ABSENT = object()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
+    """Returns 'was X, now Y' for the dotted name of each leaf that differs; both come from JSON."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        changes = {}
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{name}.{key}" if name else key
+            changes |= _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
+        return changes
+    # True == 1 in Python, but not in a config.
+    if old == new and isinstance(old, bool) == isinstance(new, bool):
+        return {}
+    return {name: f"was {_show(old)}, now {_show(new)}"}
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)
+
+
+def _is_free(name: str, free_fields: tuple[str, ...]) -> bool:
+    return any(name == field or name.startswith(field + ".") for field in free_fields)

@@ -1,0 +1,231 @@
+"""What a run tells: numbers into files, and one line of progress for whoever watches.
+
+A line of `metrics.jsonl` is `{"step": 20, "time": 1700000000.0, "train/loss": 1.5, ...}`. JSON has no NaN and
+no infinity; such a number is written as null, and the record names it: `"nonfinite": {"train/loss": "nan"}`.
+"""
+
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from klbox_jax.train.workdir import Workdir, is_writer, write_atomically
+
+
+class MetricWriter:
+    """Appends metrics to a run's `metrics.jsonl` and TensorBoard files; a context manager.
+
+    Every record is on its way to the disk when `write` returns. Only process 0 writes.
+    """
+
+    def __init__(self, workdir: Workdir, *, resume_step: int | None = None, tensorboard: bool = True):
+        """Opens the files.
+
+        Args:
+            workdir: the run's folder.
+            resume_step: the step that training goes on from (0 from the start); what was recorded of later
+                steps is cut away, as it will be recorded again. None only appends, and may do so while
+                another process writes.
+            tensorboard: write event files too.
+        """
+        self._file = None
+        self._events = None
+        if not is_writer():
+            return
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None and workdir.metrics.exists():
+            _cut_after(workdir.metrics, resume_step)
+        self._file = workdir.metrics.open("a", encoding="utf-8")
+        if _ends_inside_a_line(workdir.metrics):
+            self._file.write("\n")
+        if tensorboard:
+            import tensorboardX  # a tenth of a second that runs without it need not wait for
+
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir.tensorboard), purge_step=None if resume_step is None else resume_step + 1
+            )
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Records scalars of a step.
+
+        Args:
+            step: number of finished steps.
+            numbers: Python, NumPy or JAX scalars; names like `train/loss_box`.
+
+        Raises:
+            ValueError: a name is taken by the record itself ('step', 'time', 'nonfinite'), or a value is not
+                one number.
+        """
+        if self._file is None:
+            return
+        values = {name: _number(name, value) for name, value in numbers.items()}
+        record = {"step": int(step), "time": round(time.time(), 3)}
+        if taken := values.keys() & {*record, "nonfinite"}:
+            raise ValueError(f"a metric cannot be called {', '.join(sorted(taken))}")
+        nonfinite = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+        record |= {name: None if name in nonfinite else value for name, value in values.items()}
+        if nonfinite:
+            record["nonfinite"] = nonfinite
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, int(step))
+            self._events.flush()
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
+        """Records RGB pictures of a step in the TensorBoard files, if there are any."""
+        if self._events is None:
+            return
+        for name, image in images.items():
+            self._events.add_image(name, image, int(step), dataformats="HWC")
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Returns the records of a metrics file in the order written; skips lines that were cut short."""
+    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
+class Progress:
+    """One line that says how far a loop is: a bar on a terminal, a line now and then in a log.
+
+    Steps per second are those since the line before; the first line, which waits for the compiler, has none.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        description: str = "",
+        seconds_between_lines: int | float = 30,
+        stream: io.TextIOBase | None = None,
+    ):
+        """Starts at `initial` of `total` steps; writes to standard error unless given a stream."""
+        self._total = total
+        self._initial = initial
+        self._description = description
+        self._stream = sys.stderr if stream is None else stream
+        self._last: tuple[int, float] | None = None
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._bar = None
+        self._interval = seconds_between_lines
+        self._shown = is_writer()
+        if self._shown and self._stream.isatty():
+            import tqdm
+
+            self._interval = 0.2
+            self._bar = tqdm.tqdm(
+                total=total, initial=initial, desc=description, file=self._stream, dynamic_ncols=True
+            )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def update(self, step: int, **numbers: Any) -> None:
+        """Tells that `step` steps are finished; numbers are converted, and so waited for, only when shown."""
+        self._pending = (step, numbers)
+        now = time.monotonic()
+        if self._last is None or now - self._last[1] >= self._interval:
+            self._show(now)
+
+    def close(self) -> None:
+        """Shows the last update, if it is not shown yet, and ends the line."""
+        if self._pending is not None:
+            self._show(time.monotonic())
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, now: float) -> None:
+        step, numbers = self._pending
+        self._pending = None
+        if self._shown:
+            texts = {name: f"{_number(name, value):.4g}" for name, value in numbers.items()}
+            if self._bar is not None:
+                self._bar.set_postfix(texts, refresh=False)
+                self._bar.update(step - self._bar.n)
+            else:
+                self._stream.write(self._line(step, now, texts) + "\n")
+                self._stream.flush()
+        self._last = (step, now)
+
+    def _line(self, step: int, now: float, texts: dict[str, str]) -> str:
+        percentage = 100.0 * step / self._total if self._total else 100.0
+        parts = [f"{percentage:5.1f}%", f"{step}/{self._total}"]
+        if self._last is not None and now > self._last[1] and step > self._last[0]:
+            rate = (step - self._last[0]) / (now - self._last[1])
+            parts += [f"{rate:.3g} steps/s", f"ETA {_hours(max(self._total - step, 0) / rate)}"]
+        parts += [f"{name} {text}" for name, text in texts.items()]
+        return "  ".join([self._description, *parts] if self._description else parts)
+
+
+def _cut_after(path: pathlib.Path, step: int) -> None:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        record = _parse(line)
+        if record is None or not line.endswith("\n"):
+            logging.warning("%s: dropping a line that was cut short: %.80r", path, line)
+        elif record["step"] <= step:
+            kept.append(line)
+    if len(kept) < len(lines):
+        logging.info("%s: %d lines after step %d are cut away", path, len(lines) - len(kept), step)
+        write_atomically(path, "".join(kept))
+
+
+def _ends_inside_a_line(path: pathlib.Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _number(name: str, value: Any) -> int | float:
+    array = np.asarray(value)
+    if array.size != 1 or (array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16"):
+        raise ValueError(f"{name} must be one number, not {array.dtype} of shape {array.shape}")
+    return array.item() if array.dtype.kind in "iu" else float(array.reshape(()))
+
+
+def _hours(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,304 @@
+"""Reads the tensors of a file that `torch.save` wrote, without torch and without running anything from it.
+
+Both layouts are known: the old one (before torch 1.6: five pickles in a row, then the raw storages) and the
+zip archive of today. Their pickles may name only what a state dict is made of; every other name is refused,
+and nothing that can be named does more than build a dictionary, a tuple or a description of a tensor.
+"""
+
+import collections
+import math
+import os
+import pickle
+import struct
+import zipfile
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION = 1001
+RESAVE = "save its state_dict() again with torch.save"
+FETCH = "fetch or copy the file again"
+
+# Far above any real checkpoint; a nested dictionary may name one inner dictionary exponentially often.
+MAX_ENTRIES = 1_000_000
+MAX_DEPTH = 16
+MAX_DIMENSIONS = 32
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+class WeightFileError(ValueError):
+    """A weight file cannot be used; the message names the file, the reason and the remedy."""
+
+
+def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the tensors of a state dict by name, as read-only arrays that may share memory.
+
+    A dictionary under 'state_dict' or 'model' is taken for the whole. Nested names are joined by dots;
+    entries that are not tensors are left out.
+
+    Raises:
+        WeightFileError: the file is missing, truncated, damaged, in another format, written on a big-endian
+            machine, or asks for anything but tensors.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                root, storages = _read_zip(file, path)
+            else:
+                file.seek(0)
+                root, storages = _read_legacy(file, path)
+        return _tensors(root, storages, path)
+    except WeightFileError:
+        raise
+    except OSError as error:
+        raise WeightFileError(f"{path}: cannot be read ({error}); check the path.") from error
+    except Exception as error:
+        # A damaged pickle or archive fails in as many ways as there are bytes in it.
+        raise WeightFileError(f"{path}: is damaged or truncated ({error!r}); {FETCH}.") from error
+
+
+class _Storage(NamedTuple):
+    """Part of a storage that the pickle refers to and that is read after it."""
+
+    key: str
+    offset: int
+    numel: int
+
+
+class _Tensor(NamedTuple):
+    storage: _Storage
+    offset: int
+    size: tuple
+    stride: tuple
+
+
+# A pickle may set attributes on whatever it can name, and those of a function would outlive the call.
+# Instances without a __dict__ have none to set.
+class _RebuildTensor:
+    __slots__ = ()
+
+    def __call__(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+        return _Tensor(storage, offset, size, stride)
+
+
+class _RebuildParameter:
+    __slots__ = ()
+
+    def __call__(self, data, requires_grad=False, hooks=None):
+        return data
+
+
+class _StorageType:
+    __slots__ = ("_dtype",)
+
+    def __init__(self, dtype):
+        object.__setattr__(self, "_dtype", dtype)
+
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+    @property
+    def dtype(self):
+        return self._dtype
+
+
+ADMITTED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+} | {("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()}
+
+
+# The C unpickler allocates as many slots as the file asks for (64 GiB from a dozen bytes); the Python one
+# keeps its memo in a dictionary.
+class _Unpickler(pickle._Unpickler):
+    """Builds dictionaries and tensor descriptions; notes each storage's dtype and element count."""
+
+    # Byte arrays are zero-filled to the announced length before a byte of them is read.
+    dispatch = {  # noqa: RUF012
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
+    def __init__(self, file: BinaryIO, path: str):
+        super().__init__(file, encoding="utf-8")
+        self._path = path
+        self.storages: dict[str, tuple[np.dtype, int]] = {}
+
+    def find_class(self, module, name):
+        if (module, name) not in ADMITTED:
+            raise WeightFileError(
+                f"{self._path}: refused to load {module}.{name}, which is no part of a state dict; {RESAVE}."
+            )
+        return ADMITTED[module, name]
+
+    def persistent_load(self, pid):
+        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+            kind = pid[0] if isinstance(pid, tuple) and pid else pid
+            raise WeightFileError(f"{self._path}: refers to a {kind!r} where only storages may be; {RESAVE}.")
+        _, storage_type, key, _, numel = pid[:5]
+        if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or not _is_count(numel):
+            raise WeightFileError(f"{self._path}: describes a storage that cannot be; {FETCH}.")
+        found = storage_type.dtype, numel
+        if self.storages.setdefault(key, found) != found:
+            raise WeightFileError(f"{self._path}: describes storage {key!r} in two ways; {RESAVE}.")
+        view = pid[5] if len(pid) == 6 else None
+        if view is None:
+            return _Storage(key, 0, numel)
+        _, offset, length = view
+        if not _is_count(offset) or not _is_count(length) or offset + length > numel:
+            raise WeightFileError(
+                f"{self._path}: describes a view beyond the end of storage {key!r}; {FETCH}."
+            )
+        return _Storage(key, offset, length)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _read_legacy(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
+    start = file.read(16)
+    file.seek(0)
+    # PROTO 2, then LONG1 with the ten bytes of the magic number.
+    if start[:14] != b"\x80\x02\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little"):
+        raise WeightFileError(
+            f"{path}: is not a file of torch.save (it begins with {start!r}); point to a .pth file."
+        )
+    _Unpickler(file, path).load()
+    version = _Unpickler(file, path).load()
+    if version != PROTOCOL_VERSION:
+        raise WeightFileError(f"{path}: has protocol version {version!r}, not {PROTOCOL_VERSION}; {RESAVE}.")
+    system = _Unpickler(file, path).load()
+    if not isinstance(system, dict) or dict.get(system, "little_endian") is not True:
+        raise WeightFileError(f"{path}: was not written on a little-endian machine; {RESAVE} on one.")
+    unpickler = _Unpickler(file, path)
+    root = unpickler.load()
+    keys = _Unpickler(file, path).load()
+    if not isinstance(keys, list) or set(keys) != set(unpickler.storages) or len(keys) != len(set(keys)):
+        raise WeightFileError(f"{path}: lists other storages than its tensors use; {FETCH}.")
+
+    size = os.fstat(file.fileno()).st_size
+    storages = {}
+    for key in keys:
+        dtype, numel = unpickler.storages[key]
+        (stored,) = struct.unpack("<q", file.read(8))
+        if stored != numel:
+            raise WeightFileError(
+                f"{path}: storage {key!r} has {stored} elements where {numel} were announced; {FETCH}."
+            )
+        if numel * dtype.itemsize > size - file.tell():
+            raise WeightFileError(f"{path}: ends inside storage {key!r} of {numel} elements; {FETCH}.")
+        storages[key] = np.frombuffer(file.read(numel * dtype.itemsize), dtype)
+    return root, storages
+
+
+def _read_zip(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        if len(members) != len(archive.infolist()):
+            raise WeightFileError(f"{path}: holds two members of one name; {RESAVE}.")
+        # torch stores its members as they are, so compression is either a trick or another program's work.
+        if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in members.values()):
+            raise WeightFileError(
+                f"{path}: holds compressed or encrypted members, which torch never writes; {RESAVE}."
+            )
+        if sum(info.file_size for info in members.values()) > size:
+            raise WeightFileError(f"{path}: claims more bytes than it has; {FETCH}.")
+        pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise WeightFileError(
+                f"{path}: is a zip archive without one data.pkl of torch.save; point to a .pth file."
+            )
+        folder = pickles[0].removesuffix("data.pkl")
+        byte_order = members.get(folder + "byteorder")
+        if byte_order is not None and archive.read(byte_order) != b"little":
+            raise WeightFileError(f"{path}: was not written on a little-endian machine; {RESAVE} on one.")
+        with archive.open(members[pickles[0]]) as data:
+            unpickler = _Unpickler(data, path)
+            root = unpickler.load()
+
+        storages = {}
+        for key, (dtype, numel) in unpickler.storages.items():
+            info = members.get(f"{folder}data/{key}")
+            if info is None:
+                raise WeightFileError(f"{path}: lacks the storage {key!r} that a tensor uses; {FETCH}.")
+            if info.file_size != numel * dtype.itemsize:
+                raise WeightFileError(
+                    f"{path}: storage {key!r} has {info.file_size} bytes, not {numel} x {dtype}; {FETCH}."
+                )
+            storages[key] = np.frombuffer(archive.read(info), dtype)
+    return root, storages
+
+
+def _tensors(root: Any, storages: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    """Returns every tensor below `root` under its dotted name."""
+    tensors: dict[str, np.ndarray] = {}
+    entries = 0
+
+    def collect(node, prefix, depth):
+        nonlocal entries
+        # A pickle may hide a dictionary's own methods behind attributes of the instance.
+        for key, value in dict.items(node):
+            entries += 1
+            if entries > MAX_ENTRIES or depth > MAX_DEPTH:
+                raise WeightFileError(f"{path}: nests dictionaries without end; {RESAVE}.")
+            if not isinstance(key, str):
+                continue
+            name = prefix + key
+            if isinstance(value, dict):
+                collect(value, name + ".", depth + 1)
+            elif isinstance(value, _Tensor):
+                if name in tensors:
+                    raise WeightFileError(f"{path}: holds two tensors named {name!r}; {RESAVE}.")
+                tensors[name] = _array(value, storages, name, path)
+
+    if isinstance(root, dict):
+        for wrapper in ("state_dict", "model"):
+            if isinstance(dict.get(root, wrapper), dict):
+                root = dict.get(root, wrapper)
+        collect(root, "", 0)
+    if not tensors:
+        raise WeightFileError(f"{path}: holds no dictionary of tensors; {RESAVE}.")
+    return tensors
+
+
+def _array(tensor: _Tensor, storages: dict[str, np.ndarray], name: str, path: str) -> np.ndarray:
+    """Returns the strided view that a tensor describes, after checking that it stays inside its storage."""
+    storage, offset, size, stride = tensor
+    is_sound = (
+        isinstance(storage, _Storage)
+        and isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and len(size) == len(stride) <= MAX_DIMENSIONS
+        and all(map(_is_count, (offset, *size, *stride)))
+    )
+    if not is_sound:
+        raise WeightFileError(f"{path}: describes a tensor {name!r} that cannot be; {FETCH}.")
+    values = storages[storage.key][storage.offset : storage.offset + storage.numel]
+    if math.prod(size) == 0:
+        return np.empty(size, values.dtype)
+    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
+    # The count as well: strides of zero could blow one element up to any size.
+    if last >= storage.numel or math.prod(size) > storage.numel:
+        raise WeightFileError(f"{path}: tensor {name!r} of shape {size} reaches beyond its storage; {FETCH}.")
+    steps = tuple(
+        step * values.itemsize if count > 1 else 0 for count, step in zip(size, stride, strict=True)
+    )
+    return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)

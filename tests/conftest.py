@@ -1,0 +1,17 @@
+"""Strict numerics, four simulated devices, and one shared compilation cache for every test."""
+
+import os
+
+import jax
+from absl import flags
+
+
+def pytest_configure(config):
+    """Runs before any test module is imported, and so before JAX starts its backend."""
+    # grain reads absl flags; outside an absl app nobody parses them.
+    flags.FLAGS.mark_as_parsed()
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    cache = os.environ.get("KLBOX_TEST_CACHE", os.path.join(config.rootpath, ".cache", "jax_tests"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

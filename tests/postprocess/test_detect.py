@@ -1,0 +1,271 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
+from klbox_jax.postprocess.detect import PostprocessSettings, detect, unscale
+from klbox_jax.structures import Batch, BoxPredictions, Detections, GroundTruth, Proposals
+from tests.references.algorithm1 import algorithm1
+
+K = 3
+HEIGHT, WIDTH = 240, 320
+SIZE = jnp.array([HEIGHT, WIDTH])
+CODER = CornerBoxCoder()
+VOTING = PostprocessSettings(suppression="soft_gaussian", voting="variance", detections_per_image=30)
+
+
+def random_inputs(seed, slots=64, count=None, agnostic=False, variances=True):
+    """Proposals in clusters, some of them over the border, the last rows padding that would score best."""
+    rng = np.random.default_rng(seed)
+    count = count if count is not None else int(rng.integers(10, slots))
+    centers = rng.uniform(0, [WIDTH, HEIGHT], (6, 2))
+    middle = centers[rng.integers(0, 6, slots)] + rng.normal(0, 5, (slots, 2))
+    sides = rng.uniform(8, 50, (slots, 2))
+    logits = rng.normal(0, 1.5, (slots, K + 1))
+    logits[count:, 0] = 50
+    rows = 1 if agnostic else K
+    predictions = BoxPredictions(
+        class_logits=jnp.asarray(logits, jnp.float32),
+        box_deltas=jnp.asarray(rng.normal(0, 1, (slots, rows, 4)), jnp.float32),
+        box_log_vars=jnp.asarray(rng.uniform(-9, 9, (slots, rows, 4)), jnp.float32) if variances else None,
+    )
+    proposals = Proposals(
+        boxes=jnp.asarray(np.concatenate([middle - sides, middle + sides], 1), jnp.float32),
+        objectness_logits=jnp.zeros(slots),
+        valid=jnp.arange(slots) < count,
+    )
+    return predictions, proposals
+
+
+@functools.partial(jax.jit, static_argnames=("settings",))
+def run(predictions, proposals, *, settings):
+    return detect(predictions, proposals, SIZE, settings=settings, box_coder=CODER)
+
+
+def oracle(predictions, proposals, settings):
+    """From logits to detections in float64, one pair of proposal and class after the other."""
+    predictions = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), predictions)
+    logits, references = predictions.class_logits, np.asarray(proposals.boxes, np.float64)
+    candidates = []
+    for p in np.flatnonzero(proposals.valid):
+        probabilities = np.exp(logits[p]) / np.exp(logits[p]).sum()
+        for k in range(K):
+            if probabilities[k] <= settings.score_threshold:
+                continue
+            row = min(k, predictions.box_deltas.shape[1] - 1)
+            x1, y1, x2, y2 = references[p]
+            sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
+            box = references[p] + predictions.box_deltas[p, row] / 10 * sides
+            box = np.minimum(np.maximum(box, 0), [WIDTH, HEIGHT, WIDTH, HEIGHT])
+            if box[2] <= box[0] or box[3] <= box[1]:
+                continue
+            candidate = {"proposal": p, "class": k, "score": probabilities[k], "box": box}
+            if predictions.box_log_vars is not None:
+                variance = np.exp(np.clip(predictions.box_log_vars[p, row], -7, 7))
+                candidate |= {"coded": variance, "pixel": variance * (sides / 10) ** 2}
+            candidates.append(candidate)
+    candidates.sort(key=lambda candidate: -candidate["score"])
+    candidates = candidates[: settings.pre_nms_topk]
+    columns = {name: np.array([c[name] for c in candidates]) for name in candidates[0]}
+    voting = settings.voting == "variance"
+    detections = algorithm1(
+        columns["box"],
+        columns["score"],
+        columns["class"],
+        method=settings.suppression,
+        max_outputs=settings.detections_per_image,
+        nms_threshold=settings.nms_threshold,
+        sigma=settings.soft_nms_sigma,
+        linear_threshold=settings.soft_nms_threshold,
+        min_score=settings.soft_nms_min_score,
+        sigma_t=settings.sigma_t,
+        variances=columns["coded"] if voting else None,
+        reported=columns["pixel"] if voting else None,
+    )
+    for found in detections:
+        candidate = candidates[found["index"]]
+        found["proposal"] = candidate["proposal"]
+        if not voting:
+            found["box"], found["variance"] = candidate["box"], candidate.get("pixel")
+    return detections
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PostprocessSettings(),
+        PostprocessSettings(suppression="hard", voting="variance", nms_threshold=0.7, pre_nms_topk=40),
+        PostprocessSettings(suppression="soft_linear", detections_per_image=20, score_threshold=0.2),
+        VOTING,
+    ],
+    ids=["hard", "hard_voting", "soft_linear", "soft_gaussian_voting"],
+)
+def test_equals_the_slow_road(settings, agnostic):
+    found_any = 0
+    for seed in range(12):
+        predictions, proposals = random_inputs(seed, agnostic=agnostic)
+        result = jax.device_get(run(predictions, proposals, settings=settings))
+        expected = oracle(predictions, proposals, settings)
+        assert result.valid.sum() == len(expected)
+        rows = slice(0, len(expected))
+        wanted = {name: np.array([found[name] for found in expected]) for name in expected[0]}
+        np.testing.assert_array_equal(result.candidate_index[rows], wanted["proposal"])
+        np.testing.assert_array_equal(result.classes[rows], wanted["class"])
+        np.testing.assert_allclose(result.scores[rows], wanted["score"], rtol=2e-5)
+        np.testing.assert_allclose(result.boxes[rows], wanted["box"], atol=1e-3, rtol=0)
+        np.testing.assert_allclose(result.box_stds[rows], np.sqrt(wanted["variance"]), rtol=1e-4)
+        found_any += len(expected)
+    assert found_any > 100
+
+
+def test_a_head_without_variances():
+    predictions, proposals = random_inputs(0, variances=False)
+    result = run(predictions, proposals, settings=PostprocessSettings())
+    assert result.box_stds is None
+    expected = oracle(predictions, proposals, PostprocessSettings())
+    np.testing.assert_allclose(result.boxes[0], expected[0]["box"], atol=1e-3)
+
+
+def test_standard_deviation_by_hand():
+    # A proposal 40 wide and 20 high, alpha = log 4: 2 / 10 of the side is 8 and 4 pixels.
+    predictions = BoxPredictions(
+        class_logits=jnp.array([[5.0, 0, 0, 0]]),
+        box_deltas=jnp.zeros((1, 1, 4)),
+        box_log_vars=jnp.full((1, 1, 4), np.log(4.0)),
+    )
+    proposals = Proposals(
+        boxes=jnp.array([[10.0, 10, 50, 30]]), objectness_logits=jnp.zeros(1), valid=jnp.ones(1, bool)
+    )
+    for voting in ("none", "variance"):
+        result = run(predictions, proposals, settings=PostprocessSettings(voting=voting))
+        np.testing.assert_allclose(result.box_stds[0], [8, 4, 8, 4], rtol=1e-5)
+        np.testing.assert_allclose(result.boxes[0], [10, 10, 50, 30], rtol=1e-6)
+        assert result.valid.sum() == 1
+
+
+def assert_close(actual, expected):
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_padding_moves_nothing():
+    predictions, proposals = random_inputs(3, slots=64, count=40)
+    cut = jax.tree.map(lambda array: array[:40], (predictions, proposals))
+    padded, plain = run(predictions, proposals, settings=VOTING), run(*cut, settings=VOTING)
+    assert_close(padded, plain)
+
+
+def test_a_batch_equals_its_images():
+    images = [random_inputs(seed) for seed in range(4)]
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *images)
+    together = jax.vmap(functools.partial(run, settings=VOTING))(*batch)
+    for index, image in enumerate(images):
+        alone = run(*image, settings=VOTING)
+        row = jax.tree.map(lambda leaf, index=index: leaf[index], together)
+        assert_close(row, alone)
+
+
+def test_one_trace_for_any_number_of_proposals():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames=("settings",))
+    def counted(predictions, proposals, settings):
+        traces.append(1)
+        return detect(predictions, proposals, SIZE, settings=settings, box_coder=CODER)
+
+    for count in (5, 50):
+        counted(*random_inputs(0, count=count), settings=dataclasses.replace(VOTING))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("settings", [PostprocessSettings(), VOTING])
+def test_no_proposals(settings):
+    predictions, proposals = random_inputs(0, count=0)
+    proposals = proposals.replace(boxes=jnp.zeros_like(proposals.boxes))
+    result = run(predictions, proposals, settings=settings)
+    assert not result.valid.any()
+    for leaf in jax.tree.leaves(result):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_boxes_outside_the_image_are_dropped():
+    predictions, proposals = random_inputs(0, count=64)
+    outside = proposals.replace(boxes=proposals.boxes + 1000.0)
+    assert not run(predictions, outside, settings=VOTING).valid.any()
+
+
+def test_unusable_combinations_are_refused():
+    predictions, proposals = random_inputs(0)
+    with pytest.raises(ValueError, match="CornerBoxCoder"):
+        detect(predictions, proposals, SIZE, settings=PostprocessSettings(), box_coder=CenterBoxCoder())
+    with pytest.raises(ValueError, match="voting='none'"):
+        detect(predictions.replace(box_log_vars=None), proposals, SIZE, settings=VOTING, box_coder=CODER)
+    plain = detect(
+        predictions.replace(box_log_vars=None),
+        proposals,
+        SIZE,
+        settings=PostprocessSettings(),
+        box_coder=CenterBoxCoder(),
+    )
+    assert plain.box_stds is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("suppression", "soft"),
+        ("voting", "mean"),
+        ("sigma_t", 0.0),
+        ("soft_nms_sigma", float("nan")),
+        ("nms_threshold", 1.5),
+        ("score_threshold", -0.1),
+        ("soft_nms_threshold", 2.0),
+        ("soft_nms_min_score", -1.0),
+        ("pre_nms_topk", 0),
+        ("detections_per_image", -1),
+    ],
+)
+def test_settings_are_checked(field, value):
+    with pytest.raises(ValueError, match=field):
+        PostprocessSettings(**{field: value})
+
+
+def test_settings_are_hashable_values():
+    assert PostprocessSettings(sigma_t=0.05) == PostprocessSettings(sigma_t=0.05)
+    assert len({PostprocessSettings(), PostprocessSettings(), VOTING}) == 2
+
+
+def test_unscale():
+    # File of 100 x 50 (w, h) on a canvas of 250 x 100: scales 2.5 and 2. The second image is padding.
+    batch = Batch(
+        images=np.zeros((2, 256, 256, 3), np.uint8),
+        image_size=np.array([[100, 250], [0, 0]]),
+        scale=np.array([[2.5, 2.0], [0.0, 0.0]], np.float32),
+        image_id=np.array([7, 0]),
+        valid=np.array([True, False]),
+        gt=GroundTruth(
+            boxes=np.zeros((2, 1, 4), np.float32),
+            classes=np.zeros((2, 1), np.int32),
+            is_crowd=np.zeros((2, 1), bool),
+            valid=np.zeros((2, 1), bool),
+        ),
+    )
+    detections = Detections(
+        boxes=jnp.tile(jnp.array([25.0, 20, 250.001, 60]), (2, 1, 1)),
+        scores=jnp.ones((2, 1)),
+        classes=jnp.zeros((2, 1), jnp.int32),
+        candidate_index=jnp.zeros((2, 1), jnp.int32),
+        valid=jnp.ones((2, 1), bool),
+        box_stds=jnp.tile(jnp.array([5.0, 4, 10, 2]), (2, 1, 1)),
+    )
+    result = unscale(detections, batch)
+    np.testing.assert_allclose(result.boxes[0], [[10, 10, 100, 30]], rtol=1e-6)
+    np.testing.assert_allclose(result.box_stds[0], [[2, 2, 4, 1]], rtol=1e-6)
+    assert np.isfinite(result.boxes).all()
+    assert result.scores is detections.scores
+    assert unscale(detections.replace(box_stds=None), batch).box_stds is None

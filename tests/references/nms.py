@@ -1,0 +1,27 @@
+"""Greedy NMS as one tells it: take the best, strike what it covers, repeat."""
+
+import numpy as np
+
+from tests.references.boxes import iou_of_pair
+
+
+def greedy_nms(boxes, scores, valid, *, iou_threshold, classes=None, iou=iou_of_pair):
+    """Rows that survive, best first; `iou` of two boxes may be given."""
+    remaining = [row for row in range(len(boxes)) if valid[row]]
+    kept = []
+    while remaining:
+        best = remaining[0]
+        for row in remaining:
+            if scores[row] > scores[best]:
+                best = row
+        kept.append(best)
+        remaining = [
+            row
+            for row in remaining
+            if row != best
+            and not (
+                (classes is None or classes[row] == classes[best])
+                and iou(boxes[best], boxes[row]) > iou_threshold
+            )
+        ]
+    return np.array(kept, dtype=np.int64)

@@ -1,0 +1,106 @@
+"""The shipped configs made thin, and small batches: what tests of whole networks compile in seconds."""
+
+import jax
+import numpy as np
+
+from configs import faster_rcnn_mobilenet_v2_fpn, scenes
+from klbox_jax.models.build import build_model
+from klbox_jax.structures import Batch, GroundTruth
+
+THIN = {
+    "model.backbone": {
+        "name": "resnet",
+        "stem_features": 8,
+        "stage_features": (8, 8, 16, 16),
+        "stage_blocks": (1, 1, 1, 1),
+        "group_size": 4,
+    },
+    "model.fpn.features": 16,
+    "model.rpn.features": 16,
+    "model.rpn.pre_nms_topk": (32, 32),
+    "model.rpn.post_nms_topk": (32, 32),
+    "model.rpn.batch_size_per_image": 32,
+    "model.roi_heads.features": 32,
+    "model.roi_heads.pooler_resolution": 4,
+    "model.roi_heads.batch_size_per_image": 16,
+    "postprocess.pre_nms_topk": 64,
+    "postprocess.detections_per_image": 20,
+    # An untrained network is sure of nothing, and still has to answer.
+    "postprocess.score_threshold": 0.0,
+}
+THIN_SCENES = THIN | {
+    "data.num_images": {"train": 24, "validation": 8, "calibration": 8, "test": 8},
+    "train.batch_size": 4,
+    "train.num_steps": 6,
+    "train.save_every": 3,
+    "train.log_every": 1,
+    "evaluation.batch_size": 4,
+}
+THIN_COCO = THIN | {
+    "data.short_side": 64,
+    "data.long_side": 96,
+    "data.canvases": ((64, 96), (96, 64), (80, 80)),
+    "data.max_gt": 4,
+    "train.batch_size": 4,
+    "train.save_every": 100,
+    "evaluation.batch_size": 4,
+}
+
+
+def _override(config, fields):
+    config.lock()
+    for name, value in fields.items():
+        *groups, last = name.split(".")
+        group = config
+        for part in groups:
+            group = group[part]
+        with group.unlocked():
+            group[last] = value
+    return config
+
+
+def scenes_config(arg=None, **fields):
+    """configs/scenes.py made thin; fields are dotted names with values, such as `{"train.num_steps": 3}`."""
+    return _override(scenes.get_config(arg), THIN_SCENES | fields)
+
+
+def coco_config(root, arg=None, **fields):
+    """configs/faster_rcnn_mobilenet_v2_fpn.py over a thin ResNet and small canvases."""
+    return _override(faster_rcnn_mobilenet_v2_fpn.get_config(arg), THIN_COCO | {"data.root": str(root)} | fields)
+
+
+def thin_model(arg=None, *, num_classes=3, **fields):
+    return build_model(scenes_config(arg, **fields).model, num_classes=num_classes)
+
+
+def random_batch(*, size=2, canvas=(64, 96), slots=8, num_classes=3, seed=0):
+    """Noise with boxes; image i has i + 1 objects and fills the canvas but for a margin of its own."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (size, *canvas, 3), np.uint8)
+    image_size = np.array([[canvas[0] - 6 * i, canvas[1] - 11 * i] for i in range(size)], np.int32)
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (size, slots, 1))
+    valid = np.zeros((size, slots), bool)
+    for i, (height, width) in enumerate(image_size):
+        images[i, height:], images[i, :, width:] = 0, 0
+        for slot in range(i + 1):
+            corner = rng.uniform(0, 0.5, 2) * (width, height)
+            side = rng.uniform(0.3, 0.5, 2) * (width, height)
+            boxes[i, slot] = np.concatenate([corner, corner + side])
+            valid[i, slot] = True
+    return Batch(
+        images=images,
+        image_size=image_size,
+        scale=np.ones((size, 2), np.float32),
+        image_id=np.arange(size, dtype=np.int32),
+        valid=np.ones(size, bool),
+        gt=GroundTruth(
+            boxes=boxes,
+            classes=np.where(valid, rng.integers(0, num_classes, (size, slots)), 0).astype(np.int32),
+            is_crowd=np.zeros((size, slots), bool),
+            valid=valid,
+        ),
+    )
+
+
+def num_params(params):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

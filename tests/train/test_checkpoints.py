@@ -1,0 +1,280 @@
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from klbox_jax import distributed
+from klbox_jax.train.checkpoints import CheckpointError, Checkpoints, find_fault, find_steps, restore_params
+from klbox_jax.train.state import TrainState
+
+
+def make_state(step, seed=0):
+    keys = jax.random.split(jax.random.key(seed + step), 3)
+    params = {
+        "stem": {"kernel": jax.random.normal(keys[0], (5, 7)), "scale": jnp.float32(1e-42)},  # a subnormal
+        "head": {
+            "kernel": jax.random.normal(keys[1], (7, 3), jnp.bfloat16),
+            "bias": jnp.array([jnp.nan, -0.0, jnp.inf]),
+        },
+    }
+    frozen = {"stem": "frozen", "head": "trained"}
+    tx = optax.partition(
+        {"frozen": optax.set_to_zero(), "trained": optax.sgd(optax.constant_schedule(0.1), momentum=0.9)},
+        frozen,
+    )
+    state = TrainState(jnp.int32(step), params, tx.init(params))
+    return jax.device_put(state, distributed.replicated(distributed.make_mesh()))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_same_bits(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save_all(directory, steps, max_to_keep=10):
+    with Checkpoints(directory, max_to_keep=max_to_keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(make_state(step))
+
+
+def restore(directory):
+    with Checkpoints(directory, max_to_keep=10) as checkpoints:
+        return checkpoints.restore(abstract(make_state(0)))
+
+
+def flip(path, position=None):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if position is None else position] ^= 1
+    path.write_bytes(content)
+
+
+def test_round_trip_is_exact_to_the_bit(tmp_path):
+    state = make_state(3)
+    with Checkpoints(tmp_path / "checkpoints", max_to_keep=1) as checkpoints:
+        assert checkpoints.latest_step() is None
+        checkpoints.save(state)
+        checkpoints.wait()
+        assert checkpoints.steps() == [3]
+    restored = restore(tmp_path / "checkpoints")
+    assert_same_bits(restored, state)
+    assert restored.params["stem"]["kernel"].sharding == state.params["stem"]["kernel"].sharding
+
+
+def test_restores_to_other_devices_than_it_was_saved_from(tmp_path):
+    save_all(tmp_path, [3])
+    state = jax.device_put(make_state(3), jax.devices()[1])
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        restored = checkpoints.restore(state)
+    assert_same_bits(restored, state)
+    assert restored.step.devices() == {jax.devices()[1]}
+
+
+def test_keeps_the_newest_steps(tmp_path):
+    save_all(tmp_path, [1, 2, 3, 4], max_to_keep=2)
+    assert find_steps(tmp_path) == [3, 4]
+    save_all(tmp_path / "one", [1, 2], max_to_keep=1)
+    assert find_steps(tmp_path / "one") == [2]
+    with pytest.raises(ValueError, match="at least 1"):
+        Checkpoints(tmp_path, max_to_keep=0)
+
+
+def test_nothing_is_deleted_before_the_new_digests_exist(tmp_path, monkeypatch):
+    def fail(path, value):
+        raise OSError("no space left")
+
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(make_state(1))
+        monkeypatch.setattr("klbox_jax.train.checkpoints.write_json", fail)
+        with pytest.raises(OSError, match="no space"):
+            checkpoints.save(make_state(2))
+    assert find_fault(tmp_path / "1") is None
+    assert find_fault(tmp_path / "2") == "digests.json is missing, so the save was cut short"
+    assert int(restore(tmp_path).step) == 1
+
+
+def test_saving_the_same_step_twice_saves_once(tmp_path):
+    with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
+        checkpoints.save(make_state(1))
+        before = (tmp_path / "1" / "digests.json").stat().st_mtime_ns
+        checkpoints.save(make_state(1))
+        assert (tmp_path / "1" / "digests.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_never_overwrites_what_was_not_restored(tmp_path, step):
+    save_all(tmp_path, [5])
+    with (
+        Checkpoints(tmp_path, max_to_keep=1) as checkpoints,
+        pytest.raises(CheckpointError, match=rf"{tmp_path} already holds step 5, so step {step} is not"),
+    ):
+        checkpoints.save(make_state(step))
+    assert int(restore(tmp_path).step) == 5
+
+
+def test_one_flipped_bit_in_any_file_is_found(tmp_path):
+    save_all(tmp_path, [1])
+    folder = tmp_path / "1"
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(paths) > 8
+    for path in paths:
+        good = path.read_bytes()
+        for position in (0, len(good) // 2, len(good) - 2):
+            flip(path, position)
+            fault = find_fault(folder)
+            assert fault, path
+            if path.name != "digests.json":
+                assert fault.startswith(str(path.relative_to(folder)))
+        path.write_bytes(good[: len(good) // 2])
+        assert find_fault(folder), path
+        path.unlink()
+        assert "missing" in find_fault(folder), path
+        path.write_bytes(good)
+        assert find_fault(folder) is None
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_falls_back_to_the_newest_sound_checkpoint_and_says_why(tmp_path, caplog):
+    save_all(tmp_path, [1, 2, 3, 4])
+    damaged = largest_file(tmp_path / "3")
+    flip(damaged)
+    (tmp_path / "4" / "digests.json").unlink()
+    with caplog.at_level(logging.WARNING, "absl"), Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 4
+        restored = checkpoints.restore(abstract(make_state(0)))
+        assert_same_bits(restored, make_state(2))
+        messages = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
+        assert messages[0].startswith(f"checkpoint {tmp_path / '4'} is not sound")
+        assert "digests.json is missing" in messages[0]
+        assert str(damaged.relative_to(tmp_path / "3")) in messages[1]
+        assert len(messages) == 2
+        # The damaged ones are out of the way but not lost, and their steps can be saved again.
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3.unsound", "4.unsound"]
+        checkpoints.save(make_state(3))
+        assert checkpoints.steps() == [2, 3]
+    assert int(restore(tmp_path).step) == 3
+    flip(largest_file(tmp_path / "3"))
+    assert int(restore(tmp_path).step) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3.unsound", "3.unsound-2", "4.unsound"]
+
+
+def test_no_sound_checkpoint_is_an_error_and_not_a_restart(tmp_path):
+    save_all(tmp_path, [1, 2])
+    (tmp_path / "1" / "digests.json").write_text("{}")
+    flip(largest_file(tmp_path / "2"))
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=rf"none .* in {tmp_path} is sound \(steps 1, 2.*delete that"
+        ):
+            restore(tmp_path)
+    with pytest.raises(CheckpointError, match="is sound"):
+        restore_params(tmp_path)
+    assert find_steps(tmp_path) == [1, 2]
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        restore(tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        restore_params(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_other_arrays_than_saved_are_listed(tmp_path):
+    save_all(tmp_path, [1])
+    state = make_state(0)
+    params = {"stem": state.params["stem"], "head": dict(state.params["head"])}
+    params["head"]["kernel"] = jnp.zeros((7, 3), jnp.float32)
+    params["head"]["bias"] = jnp.zeros(4)
+    params["mask"] = jnp.zeros(2)
+    with (
+        Checkpoints(tmp_path, max_to_keep=1) as checkpoints,
+        pytest.raises(CheckpointError) as error,
+    ):
+        checkpoints.restore(state.replace(params=params))
+    assert "params.head.bias: saved float32[3], wanted float32[4]" in str(error.value)
+    assert "params.head.kernel: saved bfloat16[7, 3], wanted float32[7, 3]" in str(error.value)
+    assert "params.mask: saved nothing, wanted float32[2]" in str(error.value)
+    assert "stem" not in str(error.value)
+
+
+def test_restores_params_alone_as_numpy(tmp_path):
+    save_all(tmp_path, [1, 2, 3])
+    flip(largest_file(tmp_path / "3"))
+    (tmp_path / "9.orbax-checkpoint-tmp").mkdir()
+    step, params = restore_params(tmp_path)
+    assert step == 2
+    assert_same_bits(params, jax.tree.map(np.asarray, make_state(2).params))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+    step, params = restore_params(tmp_path, 1)
+    assert step == 1
+    assert_same_bits(params, jax.tree.map(np.asarray, make_state(1).params))
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; it has 1, 2, 3"):
+        restore_params(tmp_path, 7)
+    with pytest.raises(CheckpointError, match="not the file that was saved"):
+        restore_params(tmp_path, 3)
+    # Reading never tidies up: another process may be in the middle of a save.
+    assert (tmp_path / "9.orbax-checkpoint-tmp").exists()
+    assert find_steps(tmp_path) == [1, 2, 3]
+
+
+KILLED_SAVE = """
+    import os, pathlib, signal, sys
+    import jax.numpy as jnp
+    from klbox_jax.train import checkpoints
+    from klbox_jax.train.state import TrainState
+
+    directory, where = sys.argv[1:]
+    run = checkpoints.Checkpoints(directory, max_to_keep=1)
+    state = TrainState(jnp.int32(1), {"w": jnp.ones(3)}, {})
+    run.save(state)
+
+    def kill(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if where == "before_the_digests":
+        checkpoints.write_json = kill
+    else:
+        # Orbax finishes a save by renaming its temporary folder.
+        os.rename = os.replace = pathlib.Path.rename = pathlib.Path.replace = kill
+    run.save(state.replace(step=jnp.int32(2)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [("before_the_digests", ["1", "2"]), ("before_the_rename", ["1", "2.orbax-checkpoint-tmp"])],
+)
+def test_a_killed_save_costs_only_itself(tmp_path, where, left):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_SAVE), str(tmp_path), where]
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, {})
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        assert not list(tmp_path.glob("*tmp*"))
+        state = checkpoints.restore(state)
+        assert int(state.step) == 1
+        np.testing.assert_array_equal(state.params["w"], np.ones(3))
+        checkpoints.save(state.replace(step=jnp.int32(2)))
+        assert checkpoints.steps() == [2]
+    assert find_fault(tmp_path / "2") is None
