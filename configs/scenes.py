@@ -21,14 +21,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         init_weights="",
         backbone=dict(
             name="resnet",
-            stem_features=32,
-            stage_features=(32, 64, 128, 192),
-            stage_blocks=(1, 2, 2, 1),
-            group_size=16,
+            stem_features=24,
+            stage_features=(24, 48, 96, 128),
+            stage_blocks=(1, 1, 1, 1),
+            group_size=8,
         ),
-        fpn=dict(features=64, levels=(3, 4, 5), extra_levels=0),
+        fpn=dict(features=48, levels=(3, 4, 5), extra_levels=0),
         rpn=dict(
-            features=64,
+            features=32,
             levels=(3, 4, 5),
             anchor_sizes=((16.0, 26.0), (40.0, 60.0), (84.0, 112.0)),
             aspect_ratios=(0.5, 1.0, 2.0),
@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         roi_heads=dict(
             box_coder="corner",
             box_coder_weights=(10.0, 10.0, 10.0, 10.0),
-            features=256,
+            features=192,
             class_agnostic=True,
             levels=(3,),
             pooler_resolution=7,
@@ -58,17 +58,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.optimizer = dict(
         name="adamw",
-        learning_rate=2e-3,
-        warmup_steps=50,
+        learning_rate=3e-3,
+        warmup_steps=100,
         warmup_factor=0.1,
         decay_at=(0.75, 0.92),
         decay_factor=0.1,
-        weight_decay=0.05,
+        weight_decay=0.01,
         momentum=0.9,
         clip_norm=10.0,
         frozen=(),
     )
-    config.train = common.train(batch_size=16, num_epochs=3.0, save_every=100, log_every=20)
+    config.train = common.train(batch_size=8, num_epochs=5.5, save_every=250, log_every=25)
     config.evaluation = dict(batch_size=20)
     config.postprocess = common.postprocess(
         loss=variant["loss"],

@@ -93,7 +93,8 @@ def load_config(path: str, loss: str, fields: dict[str, object]) -> ml_collectio
 
 def postprocess_settings(config, row: Row) -> PostprocessSettings:
     """Returns the config's post-processing under the row's two switches."""
-    return PostprocessSettings(**config.postprocess | {"suppression": row.suppression, "voting": row.voting})
+    fields = config.postprocess.to_dict() | {"suppression": row.suppression, "voting": row.voting}
+    return PostprocessSettings(**fields)
 
 
 def evaluate_rows(config, workdir: pathlib.Path, step: int) -> dict[str, dict]:

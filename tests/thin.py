@@ -37,7 +37,7 @@ THIN_SCENES = THIN | {
     "evaluation.batch_size": 4,
 }
 THIN_COCO = THIN | {
-    "data.short_side": 64,
+    "data.short_side": 80,
     "data.long_side": 96,
     "data.canvases": ((64, 96), (96, 64), (80, 80)),
     "data.max_gt": 4,
@@ -66,7 +66,9 @@ def scenes_config(arg=None, **fields):
 
 def coco_config(root, arg=None, **fields):
     """configs/faster_rcnn_mobilenet_v2_fpn.py over a thin ResNet and small canvases."""
-    return _override(faster_rcnn_mobilenet_v2_fpn.get_config(arg), THIN_COCO | {"data.root": str(root)} | fields)
+    return _override(
+        faster_rcnn_mobilenet_v2_fpn.get_config(arg), THIN_COCO | {"data.root": str(root)} | fields
+    )
 
 
 def thin_model(arg=None, *, num_classes=3, **fields):

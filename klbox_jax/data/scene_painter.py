@@ -26,6 +26,8 @@ from numpy import ndarray
 
 VERSION = "1.0.0"
 CLASS_NAMES = ("ellipse", "rectangle", "triangle", "star", "ring", "cross")
+# Things have their usual colours: the hue of the lighter of an object's two colours, in turns, and its spread.
+CLASS_HUES, HUE_SPREAD = (0.02, 0.13, 0.33, 0.5, 0.64, 0.84), 0.035
 
 S0 = 0.5  # a click on the pixel grid (0.29) and the jitter of the hand (0.4)
 C_BLUR = 0.74  # uniform over the 10-90 % ramp of a Gaussian edge, which is 2.56 blur wide: 2.56 / sqrt(12)
@@ -33,10 +35,10 @@ C_HIDDEN = 0.144  # a wholly hidden edge: uniform over half the side, 0.5 / sqrt
 STRIP_SHARE, STRIP_MIN = 0.15, 2.0  # depth of an edge's strip: share of the side, and pixels
 
 MAX_OBJECTS = 8
-MIN_VISIBLE = 0.3  # an object with less to see is taken out of the scene
+MIN_VISIBLE = 0.4  # an object with less to see is taken out of the scene
 MIN_SIDE, MAX_SIDE_SHARE = 12.0, 0.6  # pixels; share of the image
 MARGIN = 4.0  # pixels between an object and the frame
-BEHIND = 0.62  # probability of being placed behind an object that is there already
+BEHIND = 0.55  # probability of being placed behind an object that is there already
 SUPERSAMPLING = 8  # subpixels of a mask, per pixel and axis
 
 
@@ -165,13 +167,12 @@ def _shape(rng: np.random.Generator, size: int) -> tuple[int, list[ndarray], flo
     unit = _unit_silhouette(rng, class_index)
     while True:
         aspect = np.exp(rng.uniform(-1, 1) * np.log(3.2) / 2)
-        angle = rng.uniform(0, 2 * np.pi)
-        if rng.random() < 0.4:  # near upright, or long boxes would be rare
-            angle = np.round(angle / (np.pi / 2)) * np.pi / 2 + rng.normal(0, 0.08)
+        # Most things stand upright; some lie as they fell.
+        angle = rng.normal(0, 0.08) if rng.random() < 0.8 else rng.uniform(0, 2 * np.pi)
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         contours = [(c * [aspect, 1 / aspect]) @ rotation for c in unit]
         low, high = contours[0].min(0), contours[0].max(0)
-        side = np.exp(rng.uniform(np.log(15.0), np.log(0.54 * size)))
+        side = np.exp(rng.uniform(np.log(20.0), np.log(0.56 * size)))
         scale = side / np.sqrt(np.prod(high - low))
         extent = (high - low) * scale
         if extent.min() >= MIN_SIDE and extent.max() <= MAX_SIDE_SHARE * size:
@@ -245,10 +246,15 @@ def _edge_hidden(coverage: ndarray, hiding: ndarray, box: ndarray) -> ndarray:
 # ------------------------------------------------------------------------------------------------- painting
 
 
-def _colour(rng: np.random.Generator, value: tuple[float, float], saturation: tuple[float, float]) -> ndarray:
-    return np.array(
-        colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)), np.float32
-    )
+def _colour(
+    rng: np.random.Generator,
+    value: tuple[float, float],
+    saturation: tuple[float, float],
+    hue: float | None = None,
+) -> ndarray:
+    """A colour of the given hue in turns, or of any."""
+    hue = rng.random() if hue is None else (hue + rng.normal(0, HUE_SPREAD)) % 1.0
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value)), np.float32)
 
 
 def _noise(rng: np.random.Generator, size: int, finest: int, persistence: float) -> ndarray:
@@ -300,7 +306,7 @@ def _clutter(rng: np.random.Generator, canvas: ndarray) -> None:
 
 def _background(rng: np.random.Generator, size: int) -> ndarray:
     """A ground of two colours mixed by noise, clutter, grain and uneven light; float32 [size, size, 3]."""
-    first, second = (_colour(rng, (0.25, 0.85), (0.05, 0.6))[:, None, None] for _ in range(2))
+    first, second = (_colour(rng, (0.25, 0.85), (0.05, 0.55))[:, None, None] for _ in range(2))
     ground = 0.5 + 0.5 * np.tanh(
         _noise(rng, size, 96, rng.uniform(0.6, 0.95)) * np.float32(rng.uniform(0.5, 1.2))
     )
@@ -351,8 +357,8 @@ def _paint_object(rng: np.random.Generator, canvas: ndarray, obj: _Object) -> tu
     """Paints the object over the canvas; returns the canvas and the blur across each edge."""
     width, height = obj.box[2:] - obj.box[:2]
     short = min(width, height)
-    defocused, defocus = rng.random() < 0.45, min(rng.uniform(0.8, 5.0), 0.09 * short)
-    moving, length = rng.random() < 0.3, min(rng.uniform(5.0, 18.0), 0.4 * short)
+    defocused, defocus = rng.random() < 0.4, min(rng.uniform(0.8, 5.0), 0.09 * short)
+    moving, length = rng.random() < 0.26, min(rng.uniform(5.0, 18.0), 0.4 * short)
     direction = rng.uniform(0, np.pi)
     defocus, length = defocus * defocused, length * moving
     pad = int(np.ceil(3 * defocus + length / 2)) + 1
@@ -372,8 +378,10 @@ def _paint_object(rng: np.random.Generator, canvas: ndarray, obj: _Object) -> tu
 
     window = canvas[obj.top : obj.top + rows, obj.left : obj.left + columns]
     under = np.array(cv2.mean(window)[:3])
+    hue = CLASS_HUES[obj.class_index]
     pairs = [
-        (_colour(rng, (0.7, 1.0), (0.1, 0.8)), _colour(rng, (0.05, 0.45), (0.2, 0.95))) for _ in range(4)
+        (_colour(rng, (0.7, 1.0), (0.35, 0.95), hue), _colour(rng, (0.05, 0.45), (0.2, 0.95)))
+        for _ in range(4)
     ]
     pair = max(pairs, key=lambda p: np.abs((p[0] + p[1]) / 2 - under).sum())
     first, second = pair if rng.random() < 0.5 else pair[::-1]

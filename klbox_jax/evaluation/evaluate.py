@@ -65,22 +65,22 @@ class Evaluator:
     mesh: Mesh
     category_ids: tuple[int, ...]
 
-    def __call__(self, params, batches: Iterable[Batch], *, on_batch: Callable = lambda: None) -> dict[str, list[dict]]:
+    def __call__(self, params, batches: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda finished: None) -> dict[str, list[dict]]:
         """Returns the results of each setting, in the order of the images.
 
         The host reads a batch's detections while the device works on the next one.
         """
         results: dict[str, list[dict]] = {}
         pending = None
-        for batch in batches:
+        for count, batch in enumerate(batches):
             running = (batch, self.step(params, put_batch(batch, self.mesh)))
             if pending is not None:
                 self._collect(results, *pending)
-                on_batch()
+                on_batch(count)
             pending = running
         if pending is not None:
             self._collect(results, *pending)
-            on_batch()
+            on_batch(count + 1)
         return results
 
     def _collect(self, results: dict[str, list[dict]], batch: Batch, detections: dict[str, Detections]):

@@ -53,7 +53,8 @@ class GeneralizedRCNN(nn.Module):
 
     def pyramid(self, images: UInt8[Array, "b h w 3"], image_size: Int[Array, "b 2"]):
         """Returns the feature maps of normalized images, whose padding is zero after normalization."""
-        x = (images.astype(jnp.float32) - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
+        mean, std = (jnp.asarray(value)[None, None, None, :] for value in (self.pixel_mean, self.pixel_std))
+        x = (images.astype(jnp.float32) - mean) / std
         h, w = images.shape[1:3]
         rows = jnp.arange(h)[None, :] < image_size[:, 0, None]
         columns = jnp.arange(w)[None, :] < image_size[:, 1, None]

@@ -1,6 +1,7 @@
 """A small residual network with group normalization, for training from random weights (He et al. 2016; Wu & He 2018)."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
@@ -34,8 +35,19 @@ class BasicBlock(nn.Module):
         return nn.relu(x + shortcut)
 
 
+def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """Turns blocks of `side` x `side` pixels into channels; pads bottom and right to whole blocks with zeros."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % side), (0, -x.shape[2] % side), (0, 0)))
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // side, w // side, side * side * c)
+
+
 class ResNet(nn.Module):
     """A stem of stride 4 and stages `res2`, `res3`, ... of strides 4, 8, ...
+
+    The stem is a 3x3 convolution over 4x4 blocks of pixels: a convolution over three channels leaves most of
+    the arithmetic units of any machine idle.
 
     Attributes:
         stem_features: channels of the first convolution.
@@ -52,12 +64,12 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _h _w _c"]]:
         """Returns the feature map of each stage; `images` are normalized."""
-        x = Conv(self.stem_features, kernel_size=5, strides=2, use_bias=False, name="stem")(images)
+        x = Conv(self.stem_features, kernel_size=3, use_bias=False, name="stem")(space_to_depth(images, 4))
         x = nn.relu(nn.GroupNorm(None, group_size=self.group_size, name="stem_norm")(x))
         outputs = {}
         for stage, (features, blocks) in enumerate(zip(self.stage_features, self.stage_blocks, strict=True), start=2):
             for block in range(blocks):
-                strides = 2 if block == 0 else 1
+                strides = 2 if stage > 2 and block == 0 else 1
                 x = BasicBlock(features, strides, self.group_size, name=f"res{stage}_{block}")(x)
             outputs[f"res{stage}"] = x
         return outputs

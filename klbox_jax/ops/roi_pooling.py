@@ -1,9 +1,9 @@
 """RoIAlign as two interpolation matrices and two products.
 
-The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x - column). A RoI of s x s bins is
-therefore `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products run at the
-speed of the machine's matrix unit, and their gradient with respect to the features is a product again
-instead of a scatter.
+The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x - column). A RoI of s x s
+bins is therefore `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products
+run at the speed of the machine's matrix unit, and their gradient with respect to the features is a product
+again instead of a scatter.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def interpolation_matrix(
     """Returns the weight of each cell of an axis in each bin of each interval `[start, end]`.
 
     Intervals are in cells of the feature map, cell `i` having its centre at `i`. Each bin is the mean of
-    `sampling_ratio` samples. A sample up to one cell outside the map takes the value at the border, one further
-    out is zero, as in detectron2 and torchvision.
+    `sampling_ratio` samples. A sample up to one cell outside the map takes the value at the border, one
+    further out is zero, as in detectron2 and torchvision.
     """
     samples = output_size * sampling_ratio
     fractions = (jnp.arange(samples, dtype=jnp.float32) + 0.5) / samples
@@ -74,7 +74,9 @@ def roi_align(
     rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
     # [r s, h] x [h, w c]: a single large product for all RoIs.
     banded = (rows.reshape(-1, h) @ features.reshape(h, w * c)).reshape(-1, output_size, w, c)
-    return jnp.einsum("rqw,rpwc->rpqc", columns, banded)
+    # Repeating the small matrix for each row of bins spares a transposition of the large array.
+    columns = jnp.broadcast_to(columns[:, None], (*rows.shape[:2], output_size, w))
+    return jnp.einsum("rpqw,rpwc->rpqc", columns, banded)
 
 
 def assign_boxes_to_levels(

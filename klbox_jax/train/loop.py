@@ -148,7 +148,7 @@ def _first_state(job: Job, optimizer, checkpoints: Checkpoints) -> TrainState:
 def dummy_batch(canvas: tuple[int, int]) -> Batch:
     """Returns a batch of one black image, which gives the parameters their shapes and nothing else."""
     gt = GroundTruth(
-        boxes=jnp.ones((1, 1, 4)) * jnp.array([0.0, 0.0, 1.0, 1.0]),
+        boxes=jnp.array([[[0.0, 0.0, 1.0, 1.0]]]),
         classes=jnp.zeros((1, 1), jnp.int32),
         is_crowd=jnp.zeros((1, 1), bool),
         valid=jnp.ones((1, 1), bool),

@@ -51,9 +51,9 @@ def train_step(
         **outputs.losses,
         **outputs.metrics,
         "learning_rate": jnp.asarray(schedule(state.step)),
-        "grad_norm": optax.global_norm(grads),
-        "param_norm": optax.global_norm(params),
-        "update_norm": optax.global_norm(updates),
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+        "update_norm": optax.tree.norm(updates),
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scalars
 

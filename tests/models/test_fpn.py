@@ -50,7 +50,13 @@ def test_sums_by_hand_under_identity_kernels():
     p5 = np.asarray(stages["res5"])
     p4 = np.asarray(stages["res4"]) + twice(p5, 7, 6)
     p3 = np.asarray(stages["res3"]) + twice(p4, 13, 11)
-    for name, expected in {"p3": p3, "p4": p4, "p5": p5, "p6": p5[:, ::2, ::2], "p7": p5[:, ::4, ::4]}.items():
+    for name, expected in {
+        "p3": p3,
+        "p4": p4,
+        "p5": p5,
+        "p6": p5[:, ::2, ::2],
+        "p7": p5[:, ::4, ::4],
+    }.items():
         np.testing.assert_allclose(outputs[name], expected, atol=1e-5, err_msg=name)
 
 

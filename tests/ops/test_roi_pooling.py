@@ -20,7 +20,9 @@ def random_boxes(count, *, seed=0, canvas=100.0):
     """Boxes around a canvas, some of them partly or wholly outside it."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(-0.4 * canvas, 1.1 * canvas, (count, 2))
-    return np.concatenate([corners, corners + rng.uniform(0.5, canvas, (count, 2))], axis=1).astype(np.float32)
+    return np.concatenate([corners, corners + rng.uniform(0.5, canvas, (count, 2))], axis=1).astype(
+        np.float32
+    )
 
 
 SPECIAL_BOXES = np.array(
@@ -64,14 +66,16 @@ def test_against_the_loops(output_size, sampling_ratio, aligned):
 @pytest.mark.parametrize(
     ("aligned", "expected"),
     [
-        # Cell (i, j) of the map holds 5 i + j. The box covers cells 1 and 2 of both axes; a bin is half a cell.
-        # Without the shift the first bin's centre, at 1.25 pixels, reads the map at (1.25, 1.25): 6.25 + 1.25 = 7.5.
+        # Cell (i, j) of the map holds 5 i + j. The box covers cells 1 and 2 of both axes, a bin half a cell.
+        # Without the shift the centre of the first bin reads the map at (1.25, 1.25): 6.25 + 1.25 = 7.5.
         (False, [[7.5, 8, 8.5, 9], [10, 10.5, 11, 11.5], [12.5, 13, 13.5, 14], [15, 15.5, 16, 16.5]]),
         # With it, at (0.75, 0.75): 3.75 + 0.75 = 4.5.
         (True, [[4.5, 5, 5.5, 6], [7, 7.5, 8, 8.5], [9.5, 10, 10.5, 11], [12, 12.5, 13, 13.5]]),
     ],
 )
-@pytest.mark.parametrize("sampling_ratio", [1, 2])  # The map is linear: the mean of two samples is their middle.
+@pytest.mark.parametrize(
+    "sampling_ratio", [1, 2]
+)  # The map is linear: the mean of two samples is their middle.
 def test_by_hand(aligned, expected, sampling_ratio):
     features = jnp.arange(25, dtype=jnp.float32).reshape(5, 5, 1)
     found = roi_align(
@@ -98,8 +102,11 @@ def test_gradient_of_features_is_the_transpose_of_the_loops():
     features, boxes = random_features(4, 5, 1), np.array([[2, 1, 30, 25], [-9, 3, 12, 50]], np.float32)
     arguments = {"output_size": 2, "sampling_ratio": 2, "spatial_scale": 1 / 8}
     cotangent = random_features(2, 2, 2, 1, seed=5)
-    _, pull_back = jax.vjp(lambda f: roi_align(f, jnp.asarray(boxes), **arguments), jnp.asarray(features))
-    (found,) = pull_back(jnp.asarray(cotangent))
+
+    def pull_back(features, boxes, cotangent):
+        return jax.vjp(lambda features: roi_align(features, boxes, **arguments), features)[1](cotangent)
+
+    (found,) = jax.jit(pull_back)(features, boxes, cotangent)
     expected = np.zeros(features.shape)
     for i, j in np.ndindex(4, 5):
         one_cell = np.zeros(features.shape)
@@ -118,7 +125,10 @@ def test_gradient_of_boxes_against_finite_differences(aligned):
     def value(function, boxes):
         return (function(features, boxes, **arguments) * cotangent).sum()
 
-    found = jax.grad(functools.partial(value, roi_align))(jnp.asarray(boxes))
+    def pool(features, boxes, **arguments):
+        return roi_align(jnp.asarray(features), boxes, **arguments)
+
+    found = jax.jit(jax.grad(functools.partial(value, pool)))(boxes)
     expected = np.zeros(boxes.shape)
     for index in np.ndindex(*boxes.shape):
         shift = np.zeros(boxes.shape)
@@ -135,7 +145,7 @@ def test_gradients_are_finite_for_boxes_without_size_and_outside():
     def value(features, boxes):
         return roi_align(features, boxes, output_size=2, sampling_ratio=2, spatial_scale=1 / 8).sum()
 
-    gradients = jax.grad(value, argnums=(0, 1))(jnp.asarray(random_features(9, 12, 3)), jnp.asarray(SPECIAL_BOXES))
+    gradients = jax.jit(jax.grad(value, argnums=(0, 1)))(random_features(9, 12, 3), SPECIAL_BOXES)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
@@ -155,7 +165,9 @@ def test_weight_zero_leaves_a_roi_out():
 
 def test_the_dtype_of_the_features_is_kept():
     features = jnp.asarray(random_features(6, 6, 2)).astype(jnp.bfloat16)
-    found = roi_align(features, jnp.array([[4.0, 4, 30, 40]]), output_size=2, sampling_ratio=1, spatial_scale=1 / 8)
+    found = roi_align(
+        features, jnp.array([[4.0, 4, 30, 40]]), output_size=2, sampling_ratio=1, spatial_scale=1 / 8
+    )
     assert found.dtype == jnp.bfloat16
 
 
@@ -187,16 +199,23 @@ def test_levels(box, level):
 
 def test_levels_under_another_canonical_box():
     boxes = jnp.array([square(side) for side in (20.0, 48.0, 95.0, 96.0, 192.0)])
-    found = assign_boxes_to_levels(boxes, min_level=3, max_level=5, canonical_box_size=96.0, canonical_level=4)
+    found = assign_boxes_to_levels(
+        boxes, min_level=3, max_level=5, canonical_box_size=96.0, canonical_level=4
+    )
     # log2(48 / 96) = -1, log2(95 / 96) < 0, log2(192 / 96) = 1; levels 3 and down, 3, 3, 4, 5.
     assert found.tolist() == [0, 0, 0, 1, 2]
 
 
 def test_each_box_is_pooled_from_its_level():
     strides, sides = (4, 8, 16, 32), (60.0, 150.0, 300.0, 500.0)
-    maps = [jnp.full((640 // stride, 640 // stride, 2), level, jnp.float32) for level, stride in enumerate(strides)]
+    maps = [
+        np.full((640 // stride, 640 // stride, 2), level, np.float32) for level, stride in enumerate(strides)
+    ]
     boxes = jnp.array([square(side, at=40.0) for side in (*sides, *sides[::-1])])
-    found = multilevel_roi_align(maps, boxes, strides=strides, output_size=3, sampling_ratio=2, min_level=2)
+    pool = functools.partial(
+        multilevel_roi_align, strides=strides, output_size=3, sampling_ratio=2, min_level=2
+    )
+    found = jax.jit(pool)(maps, boxes)
     assert found.shape == (8, 3, 3, 2)
     for row, level in zip(found, (0, 1, 2, 3, 3, 2, 1, 0), strict=True):
         np.testing.assert_allclose(row, level, atol=1e-5)
@@ -223,5 +242,10 @@ def test_several_levels_equal_the_loops_at_each_boxs_own():
 def test_levels_and_strides_must_be_equally_many():
     with pytest.raises(ValueError, match="zip"):
         multilevel_roi_align(
-            [jnp.zeros((4, 4, 1))], jnp.zeros((1, 4)), strides=(8, 16), output_size=1, sampling_ratio=1, min_level=3
+            [jnp.zeros((4, 4, 1))],
+            jnp.zeros((1, 4)),
+            strides=(8, 16),
+            output_size=1,
+            sampling_ratio=1,
+            min_level=3,
         )

@@ -1,0 +1,246 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klbox_jax.models.rpn import RPN, RPNHead, RPNOutputs, generate_proposals
+from klbox_jax.ops.box_coder import CenterBoxCoder
+from klbox_jax.structures import GroundTruth
+from tests.references.matcher import match
+from tests.references.nms import greedy_nms
+from tests.thin import num_params
+
+CODER = CenterBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+def decoded(delta, anchor):
+    """Girshick et al. 2014, appendix C."""
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    x, y = anchor[0] + width / 2 + delta[0] * width, anchor[1] + height / 2 + delta[1] * height
+    width, height = width * np.exp(delta[2]), height * np.exp(delta[3])
+    return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+
+
+def encoded(box, anchor):
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    return np.array(
+        [
+            ((box[0] + box[2]) / 2 - (anchor[0] + anchor[2]) / 2) / width,
+            ((box[1] + box[3]) / 2 - (anchor[1] + anchor[3]) / 2) / height,
+            np.log((box[2] - box[0]) / width),
+            np.log((box[3] - box[1]) / height),
+        ]
+    )
+
+
+def random_anchors(rng, count):
+    corners = rng.uniform(-10, 60, (count, 2))
+    return np.concatenate([corners, corners + rng.uniform(8, 40, (count, 2))], axis=1).astype(np.float32)
+
+
+def proposals_by_loops(logits, deltas, anchors, image_size, *, pre_nms_topk, post_nms_topk, nms_threshold):
+    found = []
+    for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
+        order = np.argsort(-level_logits, kind="stable")[:pre_nms_topk]
+        boxes = [decoded(level_deltas[row].astype(np.float64), level_anchors[row]) for row in order]
+        height, width = image_size
+        boxes = [np.clip(box, 0, [width, height, width, height]) for box in boxes]
+        valid = [box[2] > box[0] and box[3] > box[1] for box in boxes]
+        for row in greedy_nms(boxes, level_logits[order], valid, iou_threshold=nms_threshold):
+            found.append((level_logits[order[row]], boxes[row]))
+    found.sort(key=lambda pair: -pair[0])
+    return found[:post_nms_topk]
+
+
+@pytest.mark.parametrize(("pre", "post", "threshold"), [(15, 12, 0.7), (100, 100, 0.3)])
+def test_proposals_against_the_loops(pre, post, threshold):
+    rng = np.random.default_rng(3)
+    anchors = tuple(random_anchors(rng, count) for count in (40, 24, 6))
+    anchors[0][5] = anchors[0][6] = [-40, -40, -10, -12]  # becomes empty when clipped
+    deltas = tuple(rng.normal(0, 0.2, (len(level), 4)).astype(np.float32) for level in anchors)
+    logits = tuple(rng.normal(size=len(level)).astype(np.float32) for level in anchors)
+    logits[0][5] = 9.0
+    arguments = {"pre_nms_topk": pre, "post_nms_topk": post, "nms_threshold": threshold}
+    found = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=CODER, **arguments))(
+        logits, deltas, anchors, np.array([64, 72], np.int32)
+    )
+    expected = proposals_by_loops(logits, deltas, anchors, (64, 72), **arguments)
+    assert len(found.valid) == min(post, sum(min(pre, len(level)) for level in anchors))
+    number = int(found.valid.sum())
+    assert number == len(expected)
+    np.testing.assert_array_equal(found.valid, np.arange(len(found.valid)) < number)
+    np.testing.assert_array_equal(found.objectness_logits[:number], [logit for logit, _ in expected])
+    np.testing.assert_allclose(found.boxes[:number], [box for _, box in expected], atol=1e-4)
+
+
+def is_outputs(x):
+    return isinstance(x, RPNOutputs)
+
+
+def make_rpn(**fields):
+    arguments = {"features": 8, "levels": (3, 4), "anchor_sizes": ((16.0,), (32.0,))}
+    return RPN(**(arguments | fields))
+
+
+def test_shapes_and_parameters():
+    rpn = make_rpn(anchor_sizes=((16.0, 24.0), (32.0, 48.0)))
+    pyramid = {"p3": jnp.zeros((2, 13, 10, 16)), "p4": jnp.zeros((2, 7, 5, 16))}
+    leaves, variables = jax.eval_shape(
+        lambda: jax.tree.map(
+            jax.tree.leaves, rpn.init_with_output(jax.random.key(0), pyramid, (100, 80)), is_leaf=is_outputs
+        )
+    )
+    # 6 anchors in each of 13 x 10 and 7 x 5 cells: logits, deltas, anchors.
+    assert [leaf.shape for leaf in leaves] == [
+        (2, 780),
+        (2, 210),
+        (2, 780, 4),
+        (2, 210, 4),
+        (780, 4),
+        (210, 4),
+    ]
+    # One head for both levels: 3x3 from 16 to 8, then 1x1 to 6 logits and to 24 deltas.
+    assert num_params(variables) == (9 * 16 * 8 + 8) + (8 * 6 + 6) + (8 * 24 + 24)
+
+
+def test_the_heads_order_is_that_of_the_anchors():
+    head = RPNHead(features=1, num_anchors=3)
+    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    params = {
+        "conv": {"kernel": centre, "bias": jnp.zeros(1)},
+        "objectness_logits": {"kernel": jnp.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3), "bias": jnp.zeros(3)},
+        "anchor_deltas": {"kernel": jnp.arange(12.0).reshape(1, 1, 1, 12), "bias": jnp.zeros(12)},
+    }
+    features = jnp.zeros((1, 4, 5, 1)).at[0, 2, 3, 0].set(1.0)
+    logits, deltas = head.apply({"params": params}, features)
+    first = (2 * 5 + 3) * 3  # row 2, column 3
+    expected = np.zeros(60)
+    expected[first : first + 3] = [1, 2, 3]
+    np.testing.assert_allclose(logits[0], expected)
+    np.testing.assert_allclose(deltas[0, first : first + 3], np.arange(12.0).reshape(3, 4))
+    assert float(jnp.abs(deltas).sum()) == 66  # 0 + 1 + ... + 11, and zero elsewhere
+
+
+def losses_of(rpn, outputs, gt, image_valid, seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(image_valid))
+    return jax.jit(lambda *arguments: rpn.apply({}, *arguments, method="losses"))(
+        outputs, gt, image_valid, keys
+    )
+
+
+def random_outputs(rng, *, images, counts=(40, 12)):
+    return RPNOutputs(
+        objectness_logits=tuple(jnp.asarray(rng.normal(size=(images, n)), jnp.float32) for n in counts),
+        anchor_deltas=tuple(jnp.asarray(rng.normal(0, 0.3, (images, n, 4)), jnp.float32) for n in counts),
+        anchors=tuple(jnp.asarray(random_anchors(rng, n)) for n in counts),
+    )
+
+
+def ground_truth(boxes, valid, is_crowd=None):
+    boxes = np.asarray(boxes, np.float32)
+    return GroundTruth(
+        boxes=boxes,
+        classes=np.zeros(boxes.shape[:2], np.int32),
+        is_crowd=np.zeros(boxes.shape[:2], bool) if is_crowd is None else np.asarray(is_crowd),
+        valid=np.asarray(valid),
+    )
+
+
+BOXES = [
+    [[5, 5, 35, 30], [30, 25, 60, 60], [0, 0, 1, 1], [0, 0, 1, 1]],
+    [[10, 0, 40, 40], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]],
+]
+VALID = [[True, True, False, False], [True, False, False, False]]
+
+
+def test_losses_against_the_loops():
+    rng = np.random.default_rng(0)
+    outputs, beta = random_outputs(rng, images=2), 1.0 / 9.0
+    near = np.concatenate([np.tile(np.float32(boxes[:2]), (6, 1)) for boxes in BOXES])
+    near = near + rng.normal(0, 4, near.shape).astype(np.float32)
+    near[near[:, 2] < 10] = [5, 5, 33, 33]  # the second image's padded slot
+    outputs = outputs.replace(anchors=(jnp.concatenate([outputs.anchors[0][:16], near]), outputs.anchors[1]))
+    rpn = make_rpn(batch_size_per_image=120, iou_thresholds=(0.3, 0.5))  # so many that every anchor is taken
+    found = losses_of(rpn, outputs, ground_truth(BOXES, VALID), np.array([True, True]))
+    anchors = np.concatenate(outputs.anchors)
+    cls = loc = positives = ignored = 0.0
+    for i in range(2):
+        logits = np.concatenate([np.float64(level[i]) for level in outputs.objectness_logits])
+        deltas = np.concatenate([np.float64(level[i]) for level in outputs.anchor_deltas])
+        slots, labels, _ = match(
+            anchors, BOXES[i], [False] * 4, VALID[i], low=0.3, high=0.5, allow_low_quality_matches=True
+        )
+        for row, label in enumerate(labels):
+            positives, ignored = positives + (label == 1), ignored + (label == -1)
+            if label >= 0:
+                cls += np.log1p(np.exp(-logits[row] if label == 1 else logits[row]))
+            if label == 1:
+                error = np.abs(deltas[row] - encoded(BOXES[i][slots[row]], anchors[row]))
+                loc += np.where(error < beta, error**2 / 2 / beta, error - beta / 2).sum()
+    assert positives > 4
+    assert ignored > 4
+    # The normalizer is the number of anchors to be sampled, 120 in each of two images.
+    np.testing.assert_allclose(found["loss_rpn_cls"], cls / 240, rtol=1e-5)
+    np.testing.assert_allclose(found["loss_rpn_loc"], loc / 240, rtol=1e-5)
+
+
+def test_an_image_that_only_fills_the_batch_counts_for_nothing():
+    outputs = random_outputs(np.random.default_rng(0), images=2)
+    rpn = make_rpn(batch_size_per_image=120)
+    gt = ground_truth(BOXES, VALID)
+    found = losses_of(rpn, outputs, gt, np.array([True, False]))
+    first = jax.tree.map(lambda x: x[:1], (outputs.objectness_logits, outputs.anchor_deltas, gt))
+    alone = outputs.replace(objectness_logits=first[0], anchor_deltas=first[1])
+    expected = losses_of(rpn, alone, first[2], np.array([True]))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+
+
+def test_padded_slots_change_nothing():
+    outputs = random_outputs(np.random.default_rng(1), images=2)
+    rpn = make_rpn(batch_size_per_image=16)
+    junk = np.array([[[3, 3, 40, 40], [np.float32(1e6), 0, 1e6, 2]]] * 2, np.float32)
+    few = losses_of(rpn, outputs, ground_truth(BOXES, VALID), np.array([True, True]))
+    many = losses_of(
+        rpn,
+        outputs,
+        ground_truth(np.concatenate([BOXES, junk], axis=1), np.pad(VALID, ((0, 0), (0, 2)))),
+        np.array([True, True]),
+    )
+    for name, value in few.items():
+        np.testing.assert_array_equal(many[name], value)
+
+
+def test_no_objects_leave_only_background_and_finite_gradients():
+    outputs = random_outputs(np.random.default_rng(2), images=2)
+    rpn, gt = make_rpn(batch_size_per_image=16), ground_truth(BOXES, np.zeros((2, 4), bool))
+
+    def total(logits, deltas):
+        losses = losses_of(
+            rpn, outputs.replace(objectness_logits=logits, anchor_deltas=deltas), gt, np.array([True, True])
+        )
+        return sum(losses.values()), losses
+
+    (_, losses), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+        outputs.objectness_logits, outputs.anchor_deltas
+    )
+    assert float(losses["loss_rpn_loc"]) == 0.0
+    assert 0.0 < float(losses["loss_rpn_cls"]) < 5.0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients[1]))
+
+
+def test_proposals_carry_no_gradient():
+    outputs = random_outputs(np.random.default_rng(2), images=1)
+    rpn = make_rpn(pre_nms_topk=(20, 10), post_nms_topk=(24, 8))
+    size = jnp.array([[64, 72]], jnp.int32)
+
+    def total(deltas):
+        proposals = rpn.apply({}, outputs.replace(anchor_deltas=deltas), size, train=True, method="proposals")
+        return proposals.boxes.sum(), proposals
+
+    gradient, proposals = jax.jit(jax.grad(total, has_aux=True))(outputs.anchor_deltas)
+    assert proposals.boxes.shape == (1, 24, 4)
+    assert all((np.asarray(leaf) == 0).all() for leaf in gradient)
+    evaluated = jax.jit(lambda o: rpn.apply({}, o, size, train=False, method="proposals"))(outputs)
+    assert evaluated.boxes.shape == (1, 8, 4)

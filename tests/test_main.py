@@ -1,0 +1,176 @@
+"""Bad input ends in one clear line and a status that is not zero."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from klbox_jax.main import exit_with_one_line, run
+from klbox_jax.train.workdir import Workdir
+from tests.coco_folder import content, write_annotations, write_folder
+from tests.thin import coco_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_folder(tmp_path / "pond", images_per_shape=1)
+
+
+def error_of(config, tmp_path, **arguments):
+    """The one line that a program prints which runs this config, and with which it exits."""
+    program = exit_with_one_line(
+        lambda argv: run(config, str(tmp_path / "run"), "train_and_eval", **arguments)
+    )
+    with pytest.raises(SystemExit) as caught:
+        program(["program"])
+    message = caught.value.code
+    assert isinstance(message, str)  # which makes the status 1
+    first, *rest = message.splitlines()
+    assert first.startswith("error: ")
+    assert [line.startswith("(set KLBOX_TRACEBACK=1") for line in rest[-1:]] == [True]
+    return message
+
+
+def broken(root, tmp_path, change):
+    annotations = content("train", images_per_shape=1)
+    change(annotations)
+    path = write_annotations(root, "train", annotations)
+    message = error_of(coco_config(root), tmp_path)
+    assert message.startswith(f"error: {path}: ")
+    assert len(message.splitlines()) == 2
+    assert not (tmp_path / "run").exists()
+    return message
+
+
+def test_a_missing_folder(tmp_path):
+    message = error_of(coco_config(tmp_path / "nowhere"), tmp_path)
+    assert message.startswith(f"error: {tmp_path / 'nowhere'} is not a folder. Check the path")
+    assert "config.data.root is empty" in error_of(coco_config(""), tmp_path)
+
+
+def test_annotations_that_are_not_json(root, tmp_path):
+    path = write_annotations(root, "train", '{"images": [')
+    assert error_of(coco_config(root), tmp_path).startswith(f"error: {path} is not valid JSON")
+
+
+def test_a_missing_key(root, tmp_path):
+    message = broken(root, tmp_path, lambda content: content["annotations"][2].pop("bbox"))
+    assert "annotations[2] (id 3) has no 'bbox'" in message
+
+
+def test_a_box_without_size(root, tmp_path):
+    message = broken(root, tmp_path, lambda content: content["annotations"][1].update(bbox=[3, 4, 0, 9]))
+    assert "annotation 2 has a box with no positive width and height: [3, 4, 0, 9] in image 1" in message
+
+
+def test_an_unknown_category(root, tmp_path):
+    message = broken(root, tmp_path, lambda content: content["annotations"][0].update(category_id=99))
+    assert "annotation 1 has category_id 99, which 'categories' does not list" in message
+
+
+def test_a_file_name_that_leads_out(root, tmp_path):
+    message = broken(root, tmp_path, lambda content: content["images"][0].update(file_name="../secret.png"))
+    assert "'../secret.png' of image 1 does not stay in the image folder" in message
+
+
+def test_a_missing_image(root, tmp_path):
+    (root / "train" / "1.png").unlink()
+    message = error_of(coco_config(root), tmp_path)
+    assert "image 2 is unusable" in message
+    assert str(root / "train" / "1.png") in message
+
+
+def test_a_truncated_image_of_the_evaluation_set(root, tmp_path):
+    path = root / "valid" / "2.png"
+    path.write_bytes(path.read_bytes()[:-500])
+    message = error_of(coco_config(root), tmp_path)
+    assert "image 3 is unusable" in message
+    assert str(path) in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_objects_than_slots(root, tmp_path):
+    message = error_of(coco_config(root, **{"data.max_gt": 1}), tmp_path)
+    assert f"{root / 'train' / '0.png'} (image 1) has 2 objects, but max_gt is 1" in message
+
+
+def test_other_classes_in_the_evaluation_set(root, tmp_path):
+    annotations = content("valid", images_per_shape=1)
+    annotations["categories"] = [{"id": 3, "name": "fish"}, {"id": 7, "name": "shark"}]
+    write_annotations(root, "valid", annotations)
+    assert "has the classes ('fish', 'ray'), but pond/valid has ('fish', 'shark')" in error_of(
+        coco_config(root), tmp_path
+    )
+
+
+def test_a_workdir_of_another_config(root, tmp_path):
+    Workdir(tmp_path / "run").prepare(coco_config(root).to_dict())
+    message = error_of(coco_config(root, **{"optimizer.learning_rate": 0.5}), tmp_path)
+    assert message.startswith(f"error: {tmp_path / 'run'} belongs to a run with another config:")
+    assert "\n  optimizer.learning_rate: was 0.0006, now 0.5\n" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("postprocess.voting", "loud", "voting must be one of none, variance; got 'loud'"),
+        ("model.box_loss", "l2", "config.model.box_loss = 'l2' is unknown"),
+        ("data.name", "voc", "config.data.name = 'voc' is unknown; choose scenes or coco"),
+        ("data.canvases", ((64, 64),), "fits none of the canvases ((64, 64),)"),
+    ],
+)
+def test_fields_out_of_range(root, tmp_path, field, value, message):
+    assert message in error_of(coco_config(root, **{field: value}), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_a_folder_without_a_run(root, tmp_path):
+    config = coco_config(root)
+    program = exit_with_one_line(lambda argv: run(config, str(tmp_path / "run"), "eval"))
+    with pytest.raises(SystemExit) as caught:
+        program(["program"])
+    assert "has no checkpoint; train first" in caught.value.code
+
+
+def test_a_traceback_on_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("KLBOX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match=r"config\.data\.root is empty"):
+        exit_with_one_line(lambda argv: run(coco_config(""), str(tmp_path / "run"), "train"))(["program"])
+
+
+def command_line(*arguments):
+    process = subprocess.run(
+        [sys.executable, "-m", "klbox_jax.main", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode != 0
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    return errors[0]
+
+
+def test_the_command_line_refuses_an_unknown_field(tmp_path):
+    line = command_line(
+        "--config=configs/scenes.py:loss=kl",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.optimizer.lerning_rate=0.1",
+    )
+    assert "lerning_rate" in line
+
+
+def test_the_command_line_names_missing_data(tmp_path):
+    line = command_line(
+        "--config=configs/faster_rcnn_mobilenet_v2_fpn.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.root={tmp_path / 'nowhere'}",
+    )
+    assert line.startswith(f"error: {tmp_path / 'nowhere'} is not a folder")

@@ -1,0 +1,76 @@
+import functools
+
+import jax
+import pytest
+
+from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.step import create_state, train_step
+from tests.thin import random_batch, scenes_config, thin_model
+
+PLATFORMS = ["cpu", "cuda", "tpu"]
+VARIANT = "loss=kl,voting=variance,suppression=soft_gaussian"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    config = scenes_config(VARIANT)
+    schedule = learning_rate_schedule(
+        global_batch=config.train.batch_size,
+        total_steps=100,
+        **{
+            name: config.optimizer[name]
+            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
+        },
+    )
+    optimizer = make_optimizer(
+        schedule=schedule,
+        **{
+            name: config.optimizer[name]
+            for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")
+        },
+    )
+    model = thin_model(VARIANT)
+    batch = random_batch(size=2, canvas=(192, 192))
+    state = jax.eval_shape(lambda: create_state(model, optimizer, batch=dummy_batch((192, 192)), seed=0))
+    return config, model, optimizer, schedule, state, batch
+
+
+def exported(function, *arguments):
+    # Lowering puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
+    leaves, structure = jax.tree.flatten(arguments)
+
+    def flat(leaves):
+        return jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
+
+    program = jax.export.export(jax.jit(flat), platforms=PLATFORMS)(leaves)
+    assert program.platforms == tuple(PLATFORMS)
+    return sorted((aval.shape, str(aval.dtype)) for aval in program.out_avals)
+
+
+def test_the_train_step_lowers_for_every_platform(parts):
+    _, model, optimizer, schedule, state, batch = parts
+    step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
+    found = exported(step, state, batch)
+    kept = sorted((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(state))
+    # The new state, and the scalars: whatever else comes out has no axes.
+    for leaf in kept:
+        found.remove(leaf)
+    assert len(found) > 10
+    assert set(found) == {((), "float32")}
+
+
+def test_the_eval_step_lowers_for_every_platform(parts):
+    config, model, _, _, state, batch = parts
+    settings = {"": PostprocessSettings(**config.postprocess)}
+    assert (settings[""].voting, settings[""].suppression) == ("variance", "soft_gaussian")
+    found = exported(functools.partial(eval_step, model=model, settings=settings), state.params, batch)
+    # Of 2 images and 20 slots: boxes and their deviations; scores; classes and candidates; valid.
+    assert found == sorted(
+        2 * [((2, 20, 4), "float32")]
+        + [((2, 20), "float32")]
+        + 2 * [((2, 20), "int32")]
+        + [((2, 20), "bool")]
+    )
