@@ -13,7 +13,9 @@ def parse_arg(arg: str | None, **defaults):
     for item in filter(None, (arg or "").split(",")):
         key, found, text = item.partition("=")
         if not found or key not in defaults:
-            raise ValueError(f"config argument {item!r} is unknown; write key=value with a key of {sorted(defaults)}")
+            raise ValueError(
+                f"config argument {item!r} is unknown; write key=value with a key of {sorted(defaults)}"
+            )
         kind = type(defaults[key])
         if kind is bool:
             if text not in ("True", "False"):
@@ -59,7 +61,9 @@ def train(*, batch_size: int, num_epochs: float, save_every: int, log_every: int
     )
 
 
-def postprocess(*, loss: str, suppression: str, voting: str, pre_nms_topk: int, detections_per_image: int) -> dict:
+def postprocess(
+    *, loss: str, suppression: str, voting: str, pre_nms_topk: int, detections_per_image: int
+) -> dict:
     """Post-processing, by the names of `PostprocessSettings`; voting by variance is the default where there is one."""
     return dict(
         suppression=suppression,

@@ -2,9 +2,9 @@
 
     python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
 
-Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss, make
-six rows: each network's raw predictions are post-processed under every setting from one forward pass. What
-is finished is skipped, what was interrupted goes on. The workdir then holds
+Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss,
+make six rows: each network's raw predictions are post-processed under every setting from one forward pass.
+What is finished is skipped, what was interrupted goes on. The workdir then holds
 
     table.md, table.json      the six rows, the paper's numbers beside them
     ap_over_iou.png           AP of each row at each IoU threshold, and the gain over the baseline
@@ -37,11 +37,13 @@ _PRESET = flags.DEFINE_enum(
     "preset",
     "mini",
     ["mini", "aquarium"],
-    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder, which needs --data_root and --init_weights.",
+    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder (--data_root, --init_weights).",
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the runs and the table go; default runs/table1_PRESET.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the sampling and the data order.")
-_NOISE_SCALE = flags.DEFINE_float("noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls.")
+_NOISE_SCALE = flags.DEFINE_float(
+    "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
+)
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "COCO folder of the preset aquarium.")
 _INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the preset aquarium.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the two trainings and stop.")
@@ -102,7 +104,12 @@ def evaluate_rows(config, workdir: pathlib.Path, step: int) -> dict[str, dict]:
     rows = [row for row in ROWS if row.loss == config.model.box_loss]
     files = {row.name: workdir / "eval" / str(step) / row.name / "metrics.json" for row in rows}
     if not all(file.exists() for file in files.values()):
-        run(config, str(workdir), "eval", settings={row.name: postprocess_settings(config, row) for row in rows})
+        run(
+            config,
+            str(workdir),
+            "eval",
+            settings={row.name: postprocess_settings(config, row) for row in rows},
+        )
     return {name: read_json(file) for name, file in files.items()}
 
 
@@ -120,12 +127,14 @@ def train_and_evaluate(config, workdir: pathlib.Path) -> list[dict]:
     ]
 
 
-def draw_examples(config, workdir: pathlib.Path, rows: list[dict], path: pathlib.Path, *, count: int = 12) -> None:
+def draw_examples(
+    config, workdir: pathlib.Path, rows: list[dict], path: pathlib.Path, *, count: int = 12
+) -> None:
     """Draws the full row's detections on some images, with true boxes dashed and sigma bands on every edge."""
     source = Job(config=config, workdir=Workdir(workdir)).eval_source
     step = next(row["steps"] for row in rows if row["name"] == ROWS[-1].name)
     results = read_json(workdir / "eval" / str(step) / ROWS[-1].name / "detections.json")
-    class_of = {category: name for category, name in zip(source.category_ids, source.class_names, strict=True)}
+    class_of = dict(zip(source.category_ids, source.class_names, strict=True))
     panels = []
     # Evenly spread over the set, so that the picture is not a selection.
     for index in np.linspace(0, len(source.records) - 1, count).astype(int):
@@ -151,7 +160,9 @@ def write_table(rows: list[dict], workdir: pathlib.Path, *, meta: dict[str, obje
     """Writes table.md, table.json and the plot of AP over IoU."""
     write_json(workdir / "table.json", {"rows": rows, **meta})
     write_atomically(workdir / "table.md", tables.table1_markdown(rows, meta=meta))
-    plot_ap_over_iou(rows, workdir / "ap_over_iou.png", title=f"Table 1, {meta['data']}, seed {rows[0]['seed']}")
+    plot_ap_over_iou(
+        rows, workdir / "ap_over_iou.png", title=f"Table 1, {meta['data']}, seed {rows[0]['seed']}"
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -90,12 +90,12 @@ def exit_with_one_line(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
 
 def set_up_logging() -> None:
-    """Shows this package's messages, and of its libraries only warnings."""
+    """Shows this package's messages, and of its chattier libraries only errors."""
     logging.set_verbosity(logging.INFO)
-    libraries = ("orbax", "grain", "tensorflow_datasets", "etils")
+    libraries = ("orbax", "grain", "tensorflow_datasets", "etils", "/jax/_src/")
 
     def is_ours(record) -> bool:
-        return record.levelno > py_logging.INFO or not any(name in record.pathname for name in libraries)
+        return record.levelno >= py_logging.ERROR or not any(name in record.pathname for name in libraries)
 
     logging.get_absl_handler().addFilter(is_ours)
 
@@ -114,10 +114,14 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.", lock_config=True)
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "Config file, with its argument after a colon.", lock_config=True
+    )
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes.")
     _MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
-    _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Go on in a folder of another config.")
+    _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+        "allow_config_change", False, "Go on in a folder of another config."
+    )
     flags.mark_flags_as_required(["config", "workdir"])
     set_up_logging()
     app.run(exit_with_one_line(_main), flags_parser=parse_flags)

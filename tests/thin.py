@@ -37,6 +37,15 @@ THIN_SCENES = THIN | {
     "evaluation.batch_size": 4,
 }
 THIN_COCO = THIN | {
+    "model.backbone.stage_features": (8, 8, 16),
+    "model.backbone.stage_blocks": (1, 1, 1),
+    "model.fpn.levels": (3, 4),
+    "model.fpn.extra_levels": 0,
+    "model.rpn.levels": (3, 4),
+    "model.rpn.anchor_sizes": ((16.0, 23.0), (32.0, 45.0)),
+    "model.roi_heads.levels": (3, 4),
+    "model.roi_heads.canonical_level": 4,
+    "model.roi_heads.canonical_box_size": 48.0,
     "data.short_side": 80,
     "data.long_side": 96,
     "data.canvases": ((64, 96), (96, 64), (80, 80)),

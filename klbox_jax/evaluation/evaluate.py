@@ -65,7 +65,9 @@ class Evaluator:
     mesh: Mesh
     category_ids: tuple[int, ...]
 
-    def __call__(self, params, batches: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda finished: None) -> dict[str, list[dict]]:
+    def __call__(
+        self, params, batches: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda finished: None
+    ) -> dict[str, list[dict]]:
         """Returns the results of each setting, in the order of the images.
 
         The host reads a batch's detections while the device works on the next one.

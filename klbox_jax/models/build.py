@@ -19,7 +19,9 @@ BOX_LOSSES = ("smooth_l1", "kl")
 
 def _choose(choices: dict, key: str, field: str):
     if key not in choices:
-        raise ValueError(f"config.model.{field} = {key!r} is unknown; choose one of {', '.join(sorted(choices))}")
+        raise ValueError(
+            f"config.model.{field} = {key!r} is unknown; choose one of {', '.join(sorted(choices))}"
+        )
     return choices[key]
 
 
@@ -34,7 +36,9 @@ def build_model(config: Any, *, num_classes: int) -> GeneralizedRCNN:
     coder_name = roi_heads.pop("box_coder")
     coder = _choose(BOX_CODERS, coder_name, "roi_heads.box_coder")
     if config.box_loss not in BOX_LOSSES:
-        raise ValueError(f"config.model.box_loss = {config.box_loss!r} is unknown; choose one of {', '.join(BOX_LOSSES)}")
+        raise ValueError(
+            f"config.model.box_loss = {config.box_loss!r} is unknown; choose one of {', '.join(BOX_LOSSES)}"
+        )
     if config.box_loss != "smooth_l1" and coder_name != "corner":
         raise ValueError(
             f"config.model.box_loss = {config.box_loss!r} predicts the variance of each edge and needs "

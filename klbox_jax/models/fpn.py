@@ -29,16 +29,22 @@ class FPN(nn.Module):
     extra_levels: int = 1
 
     @nn.compact
-    def __call__(self, stages: dict[str, Float[Array, "b _h _w _c"]]) -> dict[str, Float[Array, "b _h2 _w2 c2"]]:
+    def __call__(
+        self, stages: dict[str, Float[Array, "b _h _w _c"]]
+    ) -> dict[str, Float[Array, "b _h2 _w2 c2"]]:
         """Returns `p2`, `p3`, ...; `stages` are the backbone's `res2`, `res3`, ..."""
         outputs = {}
         top = None
         # No rectifier follows: unit gain (detectron2's `c2_xavier_fill`), else each sum doubles the variance.
         init = nn.initializers.lecun_normal()
         for level in reversed(self.levels):
-            lateral = Conv(self.features, kernel_size=1, kernel_init=init, name=f"fpn_lateral{level}")(stages[f"res{level}"])
+            lateral = Conv(self.features, kernel_size=1, kernel_init=init, name=f"fpn_lateral{level}")(
+                stages[f"res{level}"]
+            )
             top = lateral if top is None else lateral + upsample_to(top, *lateral.shape[1:3])
-            outputs[f"p{level}"] = Conv(self.features, kernel_size=3, kernel_init=init, name=f"fpn_output{level}")(top)
+            outputs[f"p{level}"] = Conv(
+                self.features, kernel_size=3, kernel_init=init, name=f"fpn_output{level}"
+            )(top)
         last = self.levels[-1]
         for level in range(last + 1, last + 1 + self.extra_levels):
             outputs[f"p{level}"] = outputs[f"p{level - 1}"][:, ::2, ::2]

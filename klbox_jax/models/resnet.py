@@ -1,4 +1,7 @@
-"""A small residual network with group normalization, for training from random weights (He et al. 2016; Wu & He 2018)."""
+"""A small residual network with group normalization, for training from random weights.
+
+He et al., CVPR 2016, and Wu & He, ECCV 2018.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +27,9 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         shortcut = x
         if x.shape[-1] != self.features or self.strides != 1:
-            shortcut = Conv(self.features, kernel_size=1, strides=self.strides, use_bias=False, name="shortcut")(x)
+            shortcut = Conv(
+                self.features, kernel_size=1, strides=self.strides, use_bias=False, name="shortcut"
+            )(x)
             shortcut = nn.GroupNorm(None, group_size=self.group_size, name="shortcut_norm")(shortcut)
         x = Conv(self.features, kernel_size=3, strides=self.strides, use_bias=False, name="conv1")(x)
         x = nn.relu(nn.GroupNorm(None, group_size=self.group_size, name="norm1")(x))
@@ -67,7 +72,9 @@ class ResNet(nn.Module):
         x = Conv(self.stem_features, kernel_size=3, use_bias=False, name="stem")(space_to_depth(images, 4))
         x = nn.relu(nn.GroupNorm(None, group_size=self.group_size, name="stem_norm")(x))
         outputs = {}
-        for stage, (features, blocks) in enumerate(zip(self.stage_features, self.stage_blocks, strict=True), start=2):
+        for stage, (features, blocks) in enumerate(
+            zip(self.stage_features, self.stage_blocks, strict=True), start=2
+        ):
             for block in range(blocks):
                 strides = 2 if stage > 2 and block == 0 else 1
                 x = BasicBlock(features, strides, self.group_size, name=f"res{stage}_{block}")(x)

@@ -125,7 +125,9 @@ class RoIHeads(nn.Module):
             predict_log_vars=self.box_loss != "smooth_l1",
         )
 
-    def __call__(self, pyramid: dict[str, Float[Array, "b _h _w c"]], boxes: Float[Array, "b r 4"]) -> BoxPredictions:
+    def __call__(
+        self, pyramid: dict[str, Float[Array, "b _h _w c"]], boxes: Float[Array, "b r 4"]
+    ) -> BoxPredictions:
         """Predicts class, box and log variances of each RoI."""
 
         def pool(maps, boxes):
@@ -145,7 +147,9 @@ class RoIHeads(nn.Module):
         predictions = self.box_predictor(self.box_head(pooled.reshape(b * r, *pooled.shape[2:])))
         return jax.tree.map(lambda x: x.reshape(b, r, *x.shape[1:]), predictions)
 
-    def sample(self, proposals: Proposals, gt: GroundTruth, image_valid: Bool[Array, " b"], keys: Key[Array, " b"]):
+    def sample(
+        self, proposals: Proposals, gt: GroundTruth, image_valid: Bool[Array, " b"], keys: Key[Array, " b"]
+    ):
         """Returns the `RoISamples` of a batch: proposals and ground-truth boxes, matched and subsampled."""
 
         def single(proposals, gt, key):
@@ -198,7 +202,9 @@ class RoIHeads(nn.Module):
             metrics["mean_sigma"] = masked_mean(sigma.mean(axis=-1), foreground)
         box_loss = masked_sum(box_loss.sum(axis=-1), foreground) / normalizer
 
-        cls_loss = masked_sum(class_loss(predictions.class_logits, samples.gt_classes), samples.valid) / normalizer
+        cls_loss = (
+            masked_sum(class_loss(predictions.class_logits, samples.gt_classes), samples.valid) / normalizer
+        )
         correct = predictions.class_logits.argmax(axis=-1) == samples.gt_classes
         metrics["accuracy_foreground"] = masked_mean(correct.astype(jnp.float32), foreground)
         losses = {"loss_cls": cls_loss, "loss_box_reg": self.box_loss_weight * box_loss}

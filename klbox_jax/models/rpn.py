@@ -1,4 +1,7 @@
-"""Region proposal network: which places of the image may hold an object (Ren et al., NeurIPS 2015, section 3.1)."""
+"""Region proposal network: which places of the image may hold an object.
+
+Ren et al., NeurIPS 2015, section 3.1.
+"""
 
 import flax.linen as nn
 import flax.struct
@@ -51,7 +54,9 @@ class RPNHead(nn.Module):
         self.objectness_logits = Conv(self.num_anchors, kernel_size=1, kernel_init=normal)
         self.anchor_deltas = Conv(self.num_anchors * 4, kernel_size=1, kernel_init=normal)
 
-    def __call__(self, features: Float[Array, "b h w c"]) -> tuple[Float[Array, "b n"], Float[Array, "b n 4"]]:
+    def __call__(
+        self, features: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n 4"]]:
         """Returns the logits and the deltas of one level."""
         hidden = nn.relu(self.conv(features))
         b = features.shape[0]
@@ -110,7 +115,10 @@ class RPN(nn.Module):
 
     def proposals(self, outputs: RPNOutputs, image_size: Int[Array, "b 2"], *, train: bool) -> Proposals:
         """Returns each image's best boxes after NMS within each level, without a gradient."""
-        pre_nms_topk, post_nms_topk = (self.pre_nms_topk[0 if train else 1], self.post_nms_topk[0 if train else 1])
+        pre_nms_topk, post_nms_topk = (
+            self.pre_nms_topk[0 if train else 1],
+            self.post_nms_topk[0 if train else 1],
+        )
 
         def single(logits, deltas, size):
             return generate_proposals(
@@ -127,16 +135,19 @@ class RPN(nn.Module):
         outputs = jax.lax.stop_gradient(outputs)
         return jax.vmap(single)(outputs.objectness_logits, outputs.anchor_deltas, image_size)
 
-    def losses(self, outputs: RPNOutputs, gt: GroundTruth, image_valid, keys: Key[Array, " b"]) -> dict[str, Array]:
+    def losses(
+        self, outputs: RPNOutputs, gt: GroundTruth, image_valid, keys: Key[Array, " b"]
+    ) -> dict[str, Array]:
         """Returns `loss_rpn_cls` and `loss_rpn_loc`, each over a constant: anchors sampled times images."""
         anchors = jnp.concatenate(outputs.anchors)
 
         def single(logits, deltas, gt, key):
-            match = match_boxes(
-                anchors, gt, thresholds=self.iou_thresholds, allow_low_quality_matches=True
-            )
+            match = match_boxes(anchors, gt, thresholds=self.iou_thresholds, allow_low_quality_matches=True)
             samples = subsample_labels(
-                key, match.labels, num_samples=self.batch_size_per_image, positive_fraction=self.positive_fraction
+                key,
+                match.labels,
+                num_samples=self.batch_size_per_image,
+                positive_fraction=self.positive_fraction,
             )
             sampled_logits = logits[samples.indices]
             cls = objectness_loss(sampled_logits, samples.is_positive.astype(jnp.float32))

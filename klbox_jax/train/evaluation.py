@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 
 from klbox_jax.data.loader import eval_batches

@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and metrics out, and back to where it was after an interruption."""
+"""The training loop: batches in, checkpoints and metrics out; an interrupted run goes on where it was."""
 
 import contextlib
 import math
@@ -31,7 +31,7 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
 
     Args:
         job: the run.
-        evaluate: called with parameters and step every `config.train.eval_every` steps, the last one excepted.
+        evaluate: called with parameters and step every `config.train.eval_every` steps but the last.
 
     Raises:
         FloatingPointError: a loss is not finite; the last checkpoint is left as it is.
@@ -101,7 +101,7 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
             with clock.waiting():
                 batch = next(batches)
             state, scalars = step_fn(state, put_batch(batch, job.mesh))
-            # The numbers of the step before are read while this one runs, so the device never waits for the host.
+            # The numbers of the step before are read while this one runs: the device never waits for the host.
             if pending is not None:
                 _report(*pending, clock=clock, job=job, writer=writer, progress=progress)
             pending = (step, scalars)
@@ -188,7 +188,9 @@ class _Clock:
         return {"train/seconds": self._before + elapsed, "train/data_wait_share": self._wait / elapsed}
 
 
-def _report(step: int, scalars: dict[str, Any], *, clock: _Clock, job: Job, writer, progress, log: bool = False):
+def _report(
+    step: int, scalars: dict[str, Any], *, clock: _Clock, job: Job, writer, progress, log: bool = False
+):
     """Reads a step's numbers, stops on one that is not finite, and writes them where it is their turn."""
     values = {name: float(value) for name, value in jax.device_get(scalars).items()}
     broken = [name for name, value in values.items() if not math.isfinite(value)]

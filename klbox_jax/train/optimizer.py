@@ -24,7 +24,9 @@ def learning_rate_schedule(
     (Goyal et al. 2017), so that a config keeps its meaning on another number of devices.
     """
     peak = learning_rate * global_batch / REFERENCE_BATCH
-    steps = optax.piecewise_constant_schedule(peak, {round(share * total_steps): decay_factor for share in decay_at})
+    steps = optax.piecewise_constant_schedule(
+        peak, {round(share * total_steps): decay_factor for share in decay_at}
+    )
 
     def schedule(step):
         if not warmup_steps:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from klbox_jax.distributed import batch_sharding, replicated
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.structures import Batch
-from klbox_jax.distributed import batch_sharding, replicated
 from klbox_jax.train.state import TrainState
 
 

@@ -137,8 +137,9 @@ def test_what_a_run_leaves(straight, config):
         assert record["train/grad_norm"] > 0
     seconds = [record["train/seconds"] for record in records]
     assert seconds == sorted(seconds)
-    # The shipped rate for 4 images, 2e-3 / 4, in a warm-up that begins at a tenth of it.
-    np.testing.assert_allclose(records[0]["train/learning_rate"], 5e-5, rtol=1e-5)
+    # A quarter of the shipped rate, for 4 images instead of 16, where the warm-up begins.
+    first_rate = config.optimizer.learning_rate / 4 * config.optimizer.warmup_factor
+    np.testing.assert_allclose(records[0]["train/learning_rate"], first_rate, rtol=1e-5)
 
 
 def test_the_evaluation_of_a_run(straight, config):
