@@ -16,7 +16,7 @@ table1: $(VENV)/.run
 	$(BIN)/python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

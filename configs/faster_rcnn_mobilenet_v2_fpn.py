@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             levels=(3, 4, 5, 6),
             anchor_sizes=((16.0, 23.0), (32.0, 45.0), (64.0, 90.0), (128.0, 256.0)),
             aspect_ratios=(0.5, 1.0, 2.0),
-            pre_nms_topk=(500, 500),
+            pre_nms_topk=(400, 500),
             post_nms_topk=(512, 512),
             nms_threshold=0.7,
             iou_thresholds=(0.3, 0.7),
@@ -73,7 +73,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         weight_decay=0.05,
         momentum=0.9,
         clip_norm=10.0,
-        frozen=(),
+        # The stages of stride 2 and 4 keep their ImageNet weights, as torchvision's detectors do.
+        frozen=("backbone/stem", "backbone/block_1", "backbone/block_2", "backbone/block_3"),
     )
     config.train = common.train(batch_size=8, num_epochs=12.0, save_every=56, log_every=10)
     config.evaluation = dict(batch_size=8)

@@ -10,6 +10,8 @@ def pytest_configure(config):
     """Runs before any test module is imported, and so before JAX starts its backend."""
     # grain reads absl flags; outside an absl app nobody parses them.
     flags.FLAGS.mark_as_parsed()
+    # Tests compile far more than they compute.
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     cache = os.environ.get("KLBOX_TEST_CACHE", os.path.join(config.rootpath, ".cache", "jax_tests"))

@@ -56,7 +56,12 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
         frozen=job.config.optimizer.frozen,
     )
     step_fn = compile_train_step(
-        job.mesh, model=job.model, optimizer=optimizer, schedule=schedule, seed=job.config.seed
+        job.mesh,
+        model=job.model,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=job.config.seed,
+        frozen=job.config.optimizer.frozen,
     )
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from klbox_jax.distributed import batch_sharding, replicated
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.structures import Batch
+from klbox_jax.train.optimizer import label_frozen
 from klbox_jax.train.state import TrainState
 
 
@@ -31,15 +32,18 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the step's scalars.
 
     The random key is a function of the seed and the step alone, so that a resumed run draws what the
-    uninterrupted one would have drawn.
+    uninterrupted one would have drawn. Parameters under the prefixes `frozen` get no gradient, so that
+    nothing is computed for them on the way back.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def loss_fn(params):
+        params = stop_frozen(params, frozen)
         outputs = model.apply({"params": params}, batch, key, method="train_forward")
         return sum(outputs.losses.values()), outputs
 
@@ -56,6 +60,14 @@ def train_step(
         "update_norm": optax.tree.norm(updates),
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scalars
+
+
+def stop_frozen(params, prefixes: tuple[str, ...]):
+    """Returns the parameters with no gradient through those whose path begins with one of the prefixes."""
+    labels = label_frozen(prefixes)(params)
+    return jax.tree.map(
+        lambda x, label: jax.lax.stop_gradient(x) if label == "frozen" else x, params, labels
+    )
 
 
 def compile_train_step(mesh: Mesh, **static) -> Callable:
