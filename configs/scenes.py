@@ -32,9 +32,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             levels=(3, 4, 5),
             anchor_sizes=((16.0, 26.0), (40.0, 60.0), (84.0, 112.0)),
             aspect_ratios=(0.5, 1.0, 2.0),
-            pre_nms_topk=(128, 128),
-            post_nms_topk=(128, 128),
-            nms_threshold=0.7,
+            pre_nms_topk=(200, 400),
+            post_nms_topk=(160, 300),
+            # Mild, so that every object keeps several proposals: they are the voters.
+            nms_threshold=0.85,
             iou_thresholds=(0.3, 0.6),
             batch_size_per_image=64,
             positive_fraction=0.5,
@@ -74,7 +75,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         loss=variant["loss"],
         suppression=variant["suppression"],
         voting=variant["voting"],
-        pre_nms_topk=256,
+        pre_nms_topk=400,
         detections_per_image=50,
     )
     return config

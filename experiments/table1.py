@@ -14,7 +14,9 @@ What is finished is skipped, what was interrupted goes on. The workdir then hold
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
+import platform
 import time
 
 import ml_collections
@@ -183,7 +185,12 @@ def main(argv: list[str]) -> None:
         return
     rows = [row for loss in LOSSES for row in train_and_evaluate(configs[loss], workdir / loss)]
     source = Job(config=configs["kl"], workdir=Workdir(workdir / "kl")).eval_source
-    meta = {"preset": preset, "data": source.name, "data_fingerprint": getattr(source, "fingerprint", None)}
+    meta = {
+        "preset": preset,
+        "data": source.name,
+        "data_fingerprint": getattr(source, "fingerprint", None),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
     write_table(rows, workdir, meta=meta)
     draw_examples(configs["kl"], workdir / "kl", rows, workdir / "detections.png")
     print((workdir / "table.md").read_text())

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from klbox_jax import distributed
+from klbox_jax.data.build import cache_folder
 from klbox_jax.postprocess.detect import PostprocessSettings
 from klbox_jax.train.checkpoints import CheckpointError, restore_params
 from klbox_jax.train.evaluation import Evaluation
@@ -58,7 +59,7 @@ def run(
         # Takes no lock, and so may look at a run that is still training.
         step, params = restore_params(job.workdir.checkpoints)
         return Evaluation(job, settings)(jax.device_put(params, distributed.replicated(job.mesh)), step)
-    _use_compilation_cache(job.workdir)
+    _use_compilation_cache()
     with job.workdir.lock():
         job.workdir.prepare(config.to_dict(), allow_config_change=allow_config_change)
         evaluation = None if mode == "train" else Evaluation(job, settings)
@@ -66,10 +67,10 @@ def run(
         return {} if mode == "train" else evaluation(state.params, int(state.step))
 
 
-def _use_compilation_cache(workdir: Workdir) -> None:
-    """Keeps compiled programs beside the run, unless the user has chosen a place: a resumed run starts at once."""
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs, so that a resumed run starts at once; the user may have chosen another place."""
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.path / "compilation_cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def exit_with_one_line(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

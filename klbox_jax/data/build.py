@@ -10,13 +10,9 @@ from klbox_jax.data.source import Source
 from klbox_jax.data.transforms import Preprocessing
 
 
-def default_scenes_root() -> pathlib.Path:
-    """Where the embedded scenes are kept unless `config.data.root` says otherwise: the user's cache folder."""
-    return (
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        / "klbox_jax"
-        / "scenes"
-    )
+def cache_folder() -> pathlib.Path:
+    """Where this user's prepared data sets and compiled programs are kept."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "klbox_jax"
 
 
 def build_source(config: Any, split: str) -> Source:
@@ -28,7 +24,7 @@ def build_source(config: Any, split: str) -> Source:
     """
     if config.name == "scenes":
         boxes = "noisy" if split == "train" else "exact"
-        root = config.root or default_scenes_root()
+        root = config.root or cache_folder() / "scenes"
         return ScenesSource(root, split, boxes=boxes, noise_scale=config.noise_scale, **config.num_images)
     if config.name == "coco":
         if not config.root:

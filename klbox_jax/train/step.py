@@ -65,9 +65,7 @@ def train_step(
 def stop_frozen(params, prefixes: tuple[str, ...]):
     """Returns the parameters with no gradient through those whose path begins with one of the prefixes."""
     labels = label_frozen(prefixes)(params)
-    return jax.tree.map(
-        lambda x, label: jax.lax.stop_gradient(x) if label == "frozen" else x, params, labels
-    )
+    return jax.tree.map(lambda x, label: jax.lax.stop_gradient(x) if label == "frozen" else x, params, labels)
 
 
 def compile_train_step(mesh: Mesh, **static) -> Callable:
