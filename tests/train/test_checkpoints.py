@@ -278,3 +278,15 @@ def test_a_killed_save_costs_only_itself(tmp_path, where, left):
         checkpoints.save(state.replace(step=jnp.int32(2)))
         assert checkpoints.steps() == [2]
     assert find_fault(tmp_path / "2") is None
+
+
+def test_a_run_killed_inside_its_first_save_begins_anew(tmp_path):
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(make_state(1))
+    (tmp_path / "1" / "digests.json").unlink()
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        assert checkpoints.latest_step() is None
+        checkpoints.save(make_state(1))
+    assert find_fault(tmp_path / "1") is None
+    # What was there is kept, under a name that no one restores.
+    assert (tmp_path / "1.unsound").is_dir()
