@@ -9,7 +9,9 @@ def test_frozen_parameters_get_no_gradient():
     params = {"backbone": {"stem": jnp.ones(2), "stem2": jnp.ones(2)}, "head": jnp.ones(3)}
 
     def loss(params):
-        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(stop_frozen(params, ("backbone/stem",))))
+        return sum(
+            jnp.square(leaf).sum() for leaf in jax.tree.leaves(stop_frozen(params, ("backbone/stem",)))
+        )
 
     grads = jax.grad(loss)(params)
     np.testing.assert_array_equal(grads["backbone"]["stem"], [0.0, 0.0])
