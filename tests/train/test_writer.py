@@ -189,7 +189,9 @@ def test_progress_without_steps_ends_quietly():
 
 def test_importing_the_training_files_imports_no_tensorflow():
     code = (
-        "import sys; from klbox_jax import distributed; from klbox_jax.train import checkpoints, state, workdir, writer\n"
+        "import sys\n"
+        "from klbox_jax import distributed\n"
+        "from klbox_jax.train import checkpoints, state, workdir, writer\n"
         "sys.exit(any(name.split('.')[0] in ('tensorflow', 'torch', 'tensorboardX') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
