@@ -8,7 +8,7 @@ What is finished is skipped, what was interrupted goes on. The workdir then hold
 
     table.md, table.json      the six rows, the paper's numbers beside them
     ap_over_iou.png           AP of each row at each IoU threshold, and the gain over the baseline
-    detections.png            detections of the full row, their edges drawn with their sigma bands
+    detections.jpg            detections of the full row, their edges drawn with their sigma bands
     smooth_l1/, kl/           the two runs: checkpoints, metrics, detections of every row
 """
 
@@ -26,7 +26,7 @@ from absl import app, flags
 from klbox_jax.main import exit_with_one_line, parse_flags, run, set_up_logging
 from klbox_jax.postprocess.detect import PostprocessSettings
 from klbox_jax.report import tables
-from klbox_jax.report.pictures import contact_sheet, draw_detections, save_png
+from klbox_jax.report.pictures import contact_sheet, draw_detections, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import training_seconds
@@ -155,7 +155,7 @@ def draw_examples(
                 class_names=source.class_names,
             )
         )
-    save_png(path, contact_sheet(panels, columns=4))
+    save_picture(path, contact_sheet(panels, columns=4))
 
 
 def write_table(rows: list[dict], workdir: pathlib.Path, *, meta: dict[str, object]) -> None:
@@ -192,14 +192,14 @@ def main(argv: list[str]) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     write_table(rows, workdir, meta=meta)
-    draw_examples(configs["kl"], workdir / "kl", rows, workdir / "detections.png")
+    draw_examples(configs["kl"], workdir / "kl", rows, workdir / "detections.jpg")
     print((workdir / "table.md").read_text())
     print(f"{time.perf_counter() - started:.0f} seconds. Everything lies in {workdir}:")
     for name, what in (
         ("table.md", "the table"),
         ("table.json", "the same for programs"),
         ("ap_over_iou.png", "AP over IoU"),
-        ("detections.png", "detections with sigma bands"),
+        ("detections.jpg", "detections with sigma bands"),
         ("smooth_l1/, kl/", "checkpoints, metrics.jsonl, TensorBoard files, detections of every row"),
     ):
         print(f"  {name:18} {what}")

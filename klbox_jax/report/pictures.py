@@ -138,9 +138,10 @@ def contact_sheet(
     return np.asarray(sheet).copy()
 
 
-def save_png(path: str | os.PathLike, image: UInt8[ndarray, "h w 3"]) -> None:
-    """Writes the image as a PNG file; its folder must exist."""
-    Image.fromarray(image).save(path, format="PNG", optimize=True)
+def save_picture(path: str | os.PathLike, image: UInt8[ndarray, "h w 3"]) -> None:
+    """Writes the image in the format that the file's ending names, `.png` or `.jpg`; its folder must exist."""
+    # JPEG without chroma subsampling, which would smear thin coloured lines.
+    Image.fromarray(image).save(path, optimize=True, quality=85, subsampling=0)
 
 
 def _is_visible(box: ndarray, height: int, width: int) -> bool:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from klbox_jax.report.pictures import PALETTE, contact_sheet, draw_detections, save_png
+from klbox_jax.report.pictures import PALETTE, contact_sheet, draw_detections, save_picture
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
@@ -132,8 +132,8 @@ def test_contact_sheet_refuses_what_it_cannot_lay_out():
         contact_sheet([GREY, GREY], columns=2, captions=["a"])
 
 
-def test_save_png(tmp_path):
+def test_save_picture(tmp_path):
     picture = draw([[20, 20, 60, 50]], np.ones(4), scale=1)
-    save_png(tmp_path / "picture.png", picture)
+    save_picture(tmp_path / "picture.png", picture)
     with Image.open(tmp_path / "picture.png") as file:
         np.testing.assert_array_equal(np.asarray(file), picture)
