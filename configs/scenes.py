@@ -69,7 +69,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         clip_norm=10.0,
         frozen=(),
     )
-    config.train = common.train(batch_size=8, num_epochs=5.5, save_every=250, log_every=25)
+    config.train = common.train(batch_size=8, num_epochs=6.25, save_every=250, log_every=25)
     config.evaluation = dict(batch_size=20)
     config.postprocess = common.postprocess(
         loss=variant["loss"],
