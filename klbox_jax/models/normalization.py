@@ -1,6 +1,6 @@
-"""The normalisers: frozen batch norm under pretrained weights, group norm under random ones.
+"""Frozen batch norm, for networks that start from pretrained weights.
 
-Neither keeps live batch statistics, so a batch of N images is N batches of one.
+It keeps no live batch statistics, so a batch of N images is N batches of one.
 """
 
 import flax.linen as nn
@@ -41,24 +41,3 @@ class FrozenBatchNorm(nn.Module):
         channels_last = (1,) * (x.ndim - 1) + shape
         y = x.astype(jnp.float32) * factor.reshape(channels_last) + shift.reshape(channels_last)
         return y.astype(self.dtype or x.dtype)
-
-
-def make_norm(
-    kind: str, *, num_groups: int = 32, dtype: DTypeLike | None = None, name: str | None = None
-) -> nn.Module:
-    """Returns the normaliser called `kind`: 'group' (float32 statistics) or 'frozen_batch'.
-
-    Args:
-        kind: 'group' or 'frozen_batch'.
-        num_groups: groups of the group norm; must divide the channels.
-        dtype: dtype of the output; None follows the input.
-        name: name of the module in its parent.
-
-    Raises:
-        ValueError: for any other kind.
-    """
-    if kind == "group":
-        return nn.GroupNorm(num_groups=num_groups, epsilon=EPSILON, dtype=dtype, name=name)
-    if kind == "frozen_batch":
-        return FrozenBatchNorm(dtype=dtype, name=name)
-    raise ValueError(f"norm is {kind!r}; choose 'group' or 'frozen_batch'.")

@@ -7,7 +7,7 @@ from jax import export
 
 from klbox_jax.models import convolution
 from klbox_jax.models.convolution import Conv, depthwise_conv, pointwise_conv
-from klbox_jax.models.normalization import FrozenBatchNorm, make_norm
+from klbox_jax.models.normalization import FrozenBatchNorm
 
 SIZES = [(8, 7), (7, 10), (1, 2)]
 KEY = jax.random.key(0)
@@ -176,15 +176,3 @@ def test_frozen_batch_norm_by_hand():
     gradient = jax.grad(lambda params: FrozenBatchNorm().apply({"params": params}, x).sum())(params)
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
     assert FrozenBatchNorm().apply({"params": params}, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-
-
-def test_make_norm():
-    x = jax.random.normal(KEY, (2, 6, 5, 8)) * 3.0 + 1.0
-    y, _ = make_norm("group", num_groups=2).init_with_output(KEY, x)
-    # Each image's groups of four channels have mean 0 and variance 1.
-    groups = np.asarray(y).reshape(2, 30, 2, 4)
-    np.testing.assert_allclose(groups.mean((1, 3)), 0.0, atol=1e-5)
-    np.testing.assert_allclose(groups.var((1, 3)), 1.0, atol=1e-4)
-    assert isinstance(make_norm("frozen_batch"), FrozenBatchNorm)
-    with pytest.raises(ValueError, match="'batch'; choose 'group' or 'frozen_batch'"):
-        make_norm("batch")
