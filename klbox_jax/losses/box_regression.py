@@ -1,7 +1,10 @@
-"""Regression losses on coded box offsets, elementwise and unreduced: `[..., 4]` in, `[..., 4]` out.
+"""Smooth L1, L1 and the KL losses of He et al. (CVPR 2019), which take a label for certain.
 
-Offsets and log-variances live in the space of the box coder (offset over the reference's side, times the
-coder's weight), so an error of 1 under the corner coder's weight 10 is a tenth of the side.
+Here and in the sibling modules (`gaussian`, `laplace`, `sampled`) a loss is elementwise and unreduced:
+`[..., 4]` in, `[..., 4]` out, float32, or float64 where an input is. Offsets and log-variances live in the
+space of the box coder (offset over the reference's side, times the coder's weight), so an error of 1 under the
+corner coder's weight 10 is a tenth of the side. `e` is the error, `alpha` the log-variance after
+`clamp_log_var`.
 """
 
 import flax.struct
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.losses.log_variance import clamp_log_var
+from klbox_jax.losses.operands import box_loss_operands
 from klbox_jax.structures import AnyArray
 
 
@@ -38,20 +42,25 @@ def smooth_l1(
         beta: error at which the quadratic part ends.
 
     Returns:
-        float32, same shape.
+        Same shape.
 
     Raises:
         ValueError: if the shapes differ, or beta is negative.
     """
-    _check_same_shape(deltas=deltas, targets=targets)
+    deltas, targets = box_loss_operands(deltas=deltas, targets=targets)
     if beta < 0:
         raise ValueError(f"smooth_l1 needs beta >= 0, got {beta}.")
-    error = jnp.abs(deltas.astype(jnp.float32) - targets.astype(jnp.float32))
+    error = jnp.abs(deltas - targets)
     if beta == 0:
         return error
     # One product for both pieces: no branch whose square could overflow.
     quadratic = jnp.minimum(error, beta)
     return quadratic * (error - 0.5 * quadratic) / beta
+
+
+def l1(deltas: Float[Array, "..."], targets: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`|e|`. Arguments and errors as in `smooth_l1`, which it is at `beta=0`."""
+    return smooth_l1(deltas, targets, beta=0.0)
 
 
 def kl_loss_terms(
@@ -62,8 +71,8 @@ def kl_loss_terms(
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> KLTerms:
     """The terms of `kl_loss` apart, for logging. Arguments and errors as there."""
-    _check_same_shape(deltas=deltas, log_vars=log_vars, targets=targets)
-    alpha = clamp_log_var(log_vars.astype(jnp.float32), low=clamp[0], high=clamp[1])
+    deltas, log_vars, targets = box_loss_operands(deltas=deltas, log_vars=log_vars, targets=targets)
+    alpha = clamp_log_var(log_vars, low=clamp[0], high=clamp[1])
     return KLTerms(box_term=jnp.exp(-alpha) * smooth_l1(deltas, targets), alpha_term=0.5 * alpha)
 
 
@@ -97,7 +106,7 @@ def kl_loss(
         clamp: range of alpha; see `clamp_log_var` for the gradient outside it.
 
     Returns:
-        float32, same shape; value and gradient are finite for any alpha.
+        Same shape; value and gradient are finite for any alpha.
 
     Raises:
         ValueError: if the shapes differ (nothing is broadcast), or the range is empty.
@@ -106,16 +115,50 @@ def kl_loss(
     return terms.box_term + terms.alpha_term
 
 
+def kl_loss_piecewise(
+    deltas: Float[Array, "..."],
+    log_vars: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    clamp: tuple[float, float] = (-7.0, 7.0),
+) -> Float[Array, "..."]:
+    """`kl_loss` in the two branches in which the paper (section 3.2) prints it; the same numbers.
+
+    `exp(-alpha) e^2 / 2 + alpha / 2` where `|e| <= 1`, `exp(-alpha) (|e| - 1/2) + alpha / 2` beyond.
+    Arguments and errors as in `kl_loss`.
+    """
+    deltas, log_vars, targets = box_loss_operands(deltas=deltas, log_vars=log_vars, targets=targets)
+    alpha = clamp_log_var(log_vars, low=clamp[0], high=clamp[1])
+    error = targets - deltas
+    is_small = jnp.abs(error) <= 1
+    # The square of a large error may overflow, and zero times infinity would be its gradient.
+    small_error = jnp.where(is_small, error, 0.0)
+    small = jnp.exp(-alpha) * small_error**2 / 2 + alpha / 2
+    large = jnp.exp(-alpha) * (jnp.abs(error) - 0.5) + alpha / 2
+    return jnp.where(is_small, small, large)
+
+
+def kl_loss_note(
+    deltas: Float[Array, "..."],
+    log_vars: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    clamp: tuple[float, float] = (-7.0, 7.0),
+) -> Float[Array, "..."]:
+    """`exp(-alpha) * smooth_l1(beta=1) + alpha`: the compact form of the Learning-Deep-Learning note, a typo.
+
+    The note on KL Loss writes `+ alpha` where the paper's two branches have `+ alpha / 2`. It is here to
+    show what the typo costs: the derivative `1 - exp(-alpha) smooth_l1` vanishes at `sigma^2 = smooth_l1(e)`,
+    which is `e^2 / 2` if `|e| <= 1` and `|e| - 1/2` beyond, half the best variance of `kl_loss`. A head
+    trained with it is overconfident by a factor of sqrt(2) in sigma. Arguments and errors as in `kl_loss`.
+    """
+    terms = kl_loss_terms(deltas, log_vars, targets, clamp=clamp)
+    return terms.box_term + 2.0 * terms.alpha_term
+
+
 def kl_variance_of(
     log_vars: Float[Array, "..."], *, clamp: tuple[float, float] = (-7.0, 7.0)
 ) -> Float[Array, "..."]:
     """The variance of the coded offsets that a head trained with `kl_loss` predicts: `exp(clamped alpha)`."""
-    return jnp.exp(clamp_log_var(log_vars.astype(jnp.float32), low=clamp[0], high=clamp[1]))
-
-
-def _check_same_shape(**arrays: Array) -> None:
-    if len({array.shape for array in arrays.values()}) > 1:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(
-            f"A box loss needs arrays of one shape, got {shapes}; gather the matched class first."
-        )
+    (log_vars,) = box_loss_operands(log_vars=log_vars)
+    return jnp.exp(clamp_log_var(log_vars, low=clamp[0], high=clamp[1]))

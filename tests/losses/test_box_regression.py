@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.losses.box_regression import kl_loss, kl_loss_terms, kl_variance_of, smooth_l1
+from klbox_jax.losses.box_regression import (
+    kl_loss,
+    kl_loss_note,
+    kl_loss_piecewise,
+    kl_loss_terms,
+    kl_variance_of,
+    l1,
+    smooth_l1,
+)
 from tests.references import losses as reference
 
 
@@ -33,6 +41,10 @@ def test_smooth_l1_by_hand():
     np.testing.assert_allclose(slopes, [0.5, 1.0, -1.0, 0.0], rtol=1e-6)
 
 
+def test_l1_by_hand():
+    np.testing.assert_array_equal(l1(jnp.array([0.5, -3.0]), jnp.array([0.25, 1.0])), [0.25, 4.0])
+
+
 def test_kl_loss_and_gradients_equal_the_formulas():
     deltas, log_vars, targets = random_inputs(1)
     loss, scale, d_delta, d_alpha = reference.kl_losses(deltas, log_vars, targets)
@@ -50,6 +62,34 @@ def test_kl_loss_by_hand():
     loss = kl_loss(jnp.array([0.0, 2.0]), jnp.log(jnp.array([0.25, 3.0])), jnp.array([0.5, 0.0]))
     np.testing.assert_allclose(loss, [0.5 - math.log(2), 0.5 + math.log(3) / 2], rtol=1e-6)
     assert loss[0] < 0
+
+
+def test_piecewise_form_is_the_compact_form():
+    deltas, log_vars, targets = random_inputs(5, 1996)
+    # The joint belongs to both branches: 0.5 exp(-alpha) + alpha / 2, and the slopes agree.
+    deltas, targets = (jnp.concatenate([x, y]) for x, y in ((deltas, jnp.zeros(4)), (targets, jnp.ones(4))))
+    log_vars = jnp.concatenate([log_vars, jnp.array([-2.0, 0.0, 1.0, 5.0])])
+    _, scale, _, _ = reference.kl_losses(deltas, log_vars, targets)
+
+    def value_and_gradients(loss):
+        value = loss(deltas, log_vars, targets)
+        return value, *jax.grad(lambda *x: loss(*x).sum(), argnums=(0, 1, 2))(deltas, log_vars, targets)
+
+    compact, piecewise = value_and_gradients(kl_loss), value_and_gradients(kl_loss_piecewise)
+    for a, b in zip(compact, piecewise, strict=True):
+        assert (np.abs(np.asarray(a) - np.asarray(b)) <= 1e-5 * (scale + 1)).all()
+
+
+def test_piecewise_form_has_finite_gradients_where_the_other_branch_overflows():
+    # 1e30 squared is infinite; the slope of the branch taken is exp(-alpha) = 1.
+    gradient = jax.grad(kl_loss_piecewise)(jnp.float32(1e30), jnp.float32(0), jnp.float32(0))
+    assert gradient == 1
+
+
+def test_note_form_by_hand():
+    # e = 0.5, sigma^2 = 1/4: 4 * 0.125 + log(1/4). The typo counts the second term twice.
+    loss = kl_loss_note(jnp.float32(0), jnp.log(jnp.float32(0.25)), jnp.float32(0.5))
+    assert loss == pytest.approx(0.5 - math.log(4), abs=1e-6)
 
 
 def test_zero_log_variance_is_smooth_l1():
