@@ -4,17 +4,30 @@ from typing import Any
 
 import flax.linen as nn
 
+from klbox_jax.losses.box_loss import BoxLoss
+from klbox_jax.models.bottleneck_resnet import BottleneckResNet, Res5Head
+from klbox_jax.models.box_head import BoxHead
 from klbox_jax.models.fpn import FPN
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.models.iou_head import IoUHead
+from klbox_jax.models.mask_head import MaskHead
 from klbox_jax.models.mobilenet import MobileNetV2
 from klbox_jax.models.resnet import ResNet
 from klbox_jax.models.roi_heads import RoIHeads
+from klbox_jax.models.roi_pooler import RoIPooler
 from klbox_jax.models.rpn import RPN
+from klbox_jax.models.vgg import VGG16, VGGCNNM1024, VGGBoxHead
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 
-BACKBONES: dict[str, type[nn.Module]] = {"resnet": ResNet, "mobilenet_v2": MobileNetV2}
+BACKBONES: dict[str, type[nn.Module]] = {
+    "resnet": ResNet,
+    "bottleneck_resnet": BottleneckResNet,
+    "mobilenet_v2": MobileNetV2,
+    "vgg16": VGG16,
+    "vgg_cnn_m_1024": VGGCNNM1024,
+}
+BOX_HEADS: dict[str, type[nn.Module]] = {"two_mlp": BoxHead, "res5": Res5Head, "vgg": VGGBoxHead}
 BOX_CODERS = {"corner": CornerBoxCoder, "center": CenterBoxCoder}
-BOX_LOSSES = ("smooth_l1", "kl")
 
 
 def _choose(choices: dict, key: str, field: str):
@@ -32,28 +45,50 @@ def build_model(config: Any, *, num_classes: int) -> GeneralizedRCNN:
         ValueError: a field names something unknown, or asks for variances of a coder that has none.
     """
     backbone = config.backbone.to_dict()
-    roi_heads = config.roi_heads.to_dict()
-    coder_name = roi_heads.pop("box_coder")
+    return GeneralizedRCNN(
+        backbone=_choose(BACKBONES, backbone.pop("name"), "backbone.name")(**backbone),
+        fpn=FPN(**config.fpn) if config.fpn else None,
+        rpn=RPN(**config.rpn),
+        roi_heads=_build_roi_heads(config, num_classes=num_classes),
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+    )
+
+
+def _build_roi_heads(config: Any, *, num_classes: int) -> RoIHeads:
+    fields = config.roi_heads.to_dict()
+    coder_name = fields.pop("box_coder")
     coder = _choose(BOX_CODERS, coder_name, "roi_heads.box_coder")
-    if config.box_loss not in BOX_LOSSES:
-        raise ValueError(
-            f"config.model.box_loss = {config.box_loss!r} is unknown; choose one of {', '.join(BOX_LOSSES)}"
-        )
-    if config.box_loss != "smooth_l1" and coder_name != "corner":
+    box_loss = BoxLoss(name=config.box_loss, **config.box_loss_settings)
+    if box_loss.has_variances and coder_name != "corner":
         raise ValueError(
             f"config.model.box_loss = {config.box_loss!r} predicts the variance of each edge and needs "
             "config.model.roi_heads.box_coder = 'corner'"
         )
-    return GeneralizedRCNN(
-        backbone=_choose(BACKBONES, backbone.pop("name"), "backbone.name")(**backbone),
-        fpn=FPN(**config.fpn),
-        rpn=RPN(**config.rpn),
-        roi_heads=RoIHeads(
-            num_classes=num_classes,
-            box_loss=config.box_loss,
-            box_coder=coder(weights=roi_heads.pop("box_coder_weights")),
-            **roi_heads,
-        ),
-        pixel_mean=config.pixel_mean,
-        pixel_std=config.pixel_std,
+    box_head = config.box_head.to_dict()
+    if config.mask_head.enabled:
+        mask_head = config.mask_head.to_dict()
+        del mask_head["enabled"]
+        fields |= {
+            "mask_head": MaskHead(num_classes=num_classes, **mask_head),
+            "mask_pooler": RoIPooler(**config.mask_pooler),
+        }
+    iou = config.iou_head
+    if iou.enabled:
+        fields |= {
+            "iou_head": IoUHead(
+                num_classes=num_classes, class_agnostic=fields["class_agnostic"], features=iou.features
+            ),
+            # The pyramid levels of the box head, pooled so that the result is smooth in the box.
+            "iou_pooler": RoIPooler(**(config.box_pooler.to_dict() | {"method": "precise"})),
+            "iou_batch_size_per_image": iou.batch_size_per_image,
+            "iou_loss_weight": iou.loss_weight,
+        }
+    return RoIHeads(
+        num_classes=num_classes,
+        box_loss=box_loss,
+        box_pooler=RoIPooler(**config.box_pooler),
+        box_head=_choose(BOX_HEADS, box_head.pop("name"), "box_head.name")(**box_head),
+        box_coder=coder(weights=fields.pop("box_coder_weights")),
+        **fields,
     )

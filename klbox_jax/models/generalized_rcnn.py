@@ -17,7 +17,8 @@ class TrainOutputs:
     """Losses of a batch.
 
     Attributes:
-        losses: scalars whose sum is minimised: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`.
+        losses: scalars whose sum is minimised: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`,
+            and `loss_mask`, `loss_iou` with a mask head, an IoU head.
         metrics: scalars to watch.
     """
 
@@ -27,25 +28,32 @@ class TrainOutputs:
 
 @flax.struct.dataclass
 class Predictions:
-    """Raw answer for a batch, before post-processing: row `i` of `boxes` belongs to row `i` of `proposals`."""
+    """Raw answer for a batch, before post-processing.
+
+    Attributes:
+        boxes: row `i` belongs to row `i` of `proposals`.
+        proposals: of the first stage.
+        pyramid: feature maps, for heads that look at the detections again; empty where no head does.
+    """
 
     boxes: BoxPredictions
     proposals: Proposals
+    pyramid: dict[str, Float[Array, "b _h _w c"]]
 
 
 class GeneralizedRCNN(nn.Module):
-    """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017).
+    """Faster and Mask R-CNN (Ren et al. 2015; Lin et al. 2017; He et al. 2017).
 
     Attributes:
         backbone: maps normalized images to `res2`, `res3`, ...
-        fpn: the pyramid over it.
+        fpn: the pyramid over it, or None: then the stages themselves are `p2`, `p3`, ...
         rpn: the first stage.
         roi_heads: the second stage.
         pixel_mean, pixel_std: of the RGB channels, 0 to 255.
     """
 
     backbone: nn.Module
-    fpn: FPN
+    fpn: FPN | None
     rpn: RPN
     roi_heads: RoIHeads
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -59,10 +67,21 @@ class GeneralizedRCNN(nn.Module):
         rows = jnp.arange(h)[None, :] < image_size[:, 0, None]
         columns = jnp.arange(w)[None, :] < image_size[:, 1, None]
         x = jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0.0)
-        return self.fpn(self.backbone(x))
+        stages = self.backbone(x)
+        if self.fpn is None:
+            return {f"p{name.removeprefix('res')}": stage for name, stage in stages.items()}
+        return self.fpn(stages)
 
-    def train_forward(self, batch: Batch, key: Key[Array, ""]) -> TrainOutputs:
-        """Returns the losses of a batch; `key` draws the anchors and the RoIs that are trained on."""
+    def train_forward(
+        self, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | None = None
+    ) -> TrainOutputs:
+        """Returns the losses of a batch.
+
+        Args:
+            batch: images and their objects.
+            key: draws the anchors, the RoIs and the jittered boxes that are trained on.
+            step: of the training, for a loss that changes with it.
+        """
         rpn_keys, roi_keys = jax.random.split(key, (2, batch.images.shape[0]))
         pyramid = self.pyramid(batch.images, batch.image_size)
 
@@ -72,14 +91,46 @@ class GeneralizedRCNN(nn.Module):
         proposals = self.rpn.proposals(rpn_outputs, batch.image_size, train=True)
 
         # Second stage: what are they, and where are their edges?
+        loss_key, jitter_key, dropout_key = jax.random.split(jax.random.fold_in(key, 1), 3)
         samples = self.roi_heads.sample(proposals, batch.gt, batch.valid, roi_keys)
-        predictions = self.roi_heads(pyramid, samples.boxes)
-        roi = self.roi_heads.losses(predictions, samples)
-        return TrainOutputs(losses=rpn_losses | roi.losses, metrics=roi.metrics)
+        predictions = self.roi_heads(pyramid, samples.boxes, dropout_key)
+        heads = [self.roi_heads.losses(predictions, samples, key=loss_key, step=step)]
+        if self.roi_heads.mask_head is not None:
+            heads.append(self.roi_heads.mask_losses(pyramid, samples, batch.gt))
+        if self.roi_heads.iou_head is not None:
+            keys = jax.random.split(jitter_key, batch.images.shape[0])
+            heads.append(self.roi_heads.iou_losses(pyramid, batch.gt, batch.image_size, batch.valid, keys))
+        losses, metrics = dict(rpn_losses), {}
+        for head in heads:
+            losses |= head.losses
+            metrics |= head.metrics
+        return TrainOutputs(losses=losses, metrics=metrics)
 
     def predict(self, batch: Batch) -> Predictions:
         """Returns the raw predictions for each proposal; `postprocess.detect` makes detections of them."""
         pyramid = self.pyramid(batch.images, batch.image_size)
         rpn_outputs = self.rpn(pyramid, batch.images.shape[1:3])
         proposals = self.rpn.proposals(rpn_outputs, batch.image_size, train=False)
-        return Predictions(boxes=self.roi_heads(pyramid, proposals.boxes), proposals=proposals)
+        return Predictions(
+            boxes=self.roi_heads(pyramid, proposals.boxes),
+            proposals=proposals,
+            pyramid=pyramid if self.roi_heads.iou_head or self.roi_heads.mask_head else {},
+        )
+
+    def predict_masks(
+        self,
+        pyramid: dict[str, Float[Array, "b _h _w c"]],
+        boxes: Float[Array, "b d 4"],
+        classes: Int[Array, "b d"],
+    ) -> Float[Array, "b d m m"]:
+        """Returns the masks of a batch's detections; see `RoIHeads.predict_masks`."""
+        return self.roi_heads.predict_masks(pyramid, boxes, classes)
+
+    def predict_iou(
+        self,
+        pyramid: dict[str, Float[Array, "_h _w c"]],
+        boxes: Float[Array, "n 4"],
+        classes: Int[Array, " n"],
+    ) -> Float[Array, " n"]:
+        """Returns the predicted IoU of one image's boxes; see `RoIHeads.predict_iou`."""
+        return self.roi_heads.predict_iou(pyramid, boxes, classes)

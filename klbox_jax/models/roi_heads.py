@@ -1,31 +1,36 @@
 """The second stage: what is in each RoI, where its edges are, and how sure each edge is."""
 
-from typing import Literal
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from klbox_jax.losses.box_regression import kl_loss_terms, kl_variance_of, smooth_l1
+from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.losses.detection import class_loss
+from klbox_jax.losses.label_noise import label_stds
+from klbox_jax.losses.mask import mask_loss, mask_of_class
 from klbox_jax.losses.reduction import masked_mean, masked_sum
+from klbox_jax.models.box_head import BoxPredictor
+from klbox_jax.models.iou_head import IoUHead, iou_from_logits, iou_loss
+from klbox_jax.models.mask_head import MaskHead
+from klbox_jax.models.roi_pooler import RoIPooler
+from klbox_jax.models.vgg import VGGBoxHead
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
+from klbox_jax.ops.box_jitter import jitter_boxes
+from klbox_jax.ops.masks import crop_and_resize_masks
 from klbox_jax.ops.matcher import Label, match_boxes
-from klbox_jax.ops.roi_pooling import multilevel_roi_align
 from klbox_jax.ops.sampling import subsample_labels
 from klbox_jax.structures import BoxPredictions, GroundTruth, Proposals, RoISamples
-
-BoxLoss = Literal["smooth_l1", "kl"]
 
 
 @flax.struct.dataclass
 class RoILosses:
-    """Training losses of the box head, and numbers to watch.
+    """Training losses of the heads, and numbers to watch.
 
     Attributes:
-        losses: `loss_cls` and `loss_box_reg`, which are summed and differentiated.
+        losses: `loss_cls`, `loss_box_reg`, `loss_mask` of a mask head and `loss_iou` of an IoU head; summed
+            and differentiated.
         metrics: never differentiated.
     """
 
@@ -33,119 +38,99 @@ class RoILosses:
     metrics: dict[str, Array]
 
 
-class BoxHead(nn.Module):
-    """Two fully connected layers over the pooled features.
-
-    Attributes:
-        features: width of each layer.
-    """
-
-    features: int = 1024
-
-    @nn.compact
-    def __call__(self, pooled: Float[Array, "n s s c"]) -> Float[Array, "n f"]:
-        x = pooled.reshape(pooled.shape[0], -1)
-        x = nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_uniform(), name="fc1")(x))
-        return nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_uniform(), name="fc2")(x))
-
-
-class BoxPredictor(nn.Module):
-    """Linear layers for the class, the corner offsets and, for a probabilistic loss, their log variances.
-
-    Attributes:
-        num_classes: K, without the background.
-        class_agnostic: one box for all classes instead of one for each.
-        predict_log_vars: adds the log-variance branch (He et al. 2019, section 3.1), initialised with
-            N(0, 1e-4), so that training starts at sigma = 1.
-    """
-
-    num_classes: int
-    class_agnostic: bool
-    predict_log_vars: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n f"]) -> BoxPredictions:
-        num_boxes = 1 if self.class_agnostic else self.num_classes
-        normal = nn.initializers.normal
-
-        def boxes(name, stddev):
-            rows = nn.Dense(num_boxes * 4, kernel_init=normal(stddev), name=name)(x)
-            return rows.reshape(-1, num_boxes, 4).astype(jnp.float32)
-
-        logits = nn.Dense(self.num_classes + 1, kernel_init=normal(0.01), name="cls_score")(x)
-        return BoxPredictions(
-            class_logits=logits.astype(jnp.float32),
-            box_deltas=boxes("bbox_pred", 0.001),
-            box_log_vars=boxes("bbox_log_var", 0.0001) if self.predict_log_vars else None,
-        )
-
-
 class RoIHeads(nn.Module):
     """Samples RoIs, pools their features, predicts, and scores the predictions.
 
     Attributes:
         num_classes: K, without the background.
-        box_loss: which regression loss trains the head; all but `smooth_l1` add the log-variance branch.
+        box_loss: which regression loss trains the edges, and whether they have variances.
+        box_pooler: cuts out the features of the box head.
+        box_head: pooled features to one vector for each RoI, or to a map whose mean is taken.
         box_coder: offsets between a RoI and its box.
-        features: width of the box head.
         class_agnostic: one box for all classes.
-        levels: pyramid levels that RoIs are pooled from, finest first.
-        pooler_resolution, pooler_sampling_ratio: RoIAlign's output size and samples per side of a bin.
-        canonical_box_size, canonical_level: a box of that side in pixels is pooled from that level.
         batch_size_per_image: RoIs sampled in training.
         positive_fraction: at most this share of them is foreground.
         iou_threshold: IoU from which a RoI is foreground.
-        log_var_clamp: range of alpha.
-        smooth_l1_beta: where smooth-L1 turns from quadratic to linear, in coded units.
         box_loss_weight: factor of `loss_box_reg`, whatever the loss.
+        mask_head: predicts the mask of each detection (He et al. 2017), or None.
+        mask_pooler: cuts out its features.
+        iou_head: predicts the IoU of a box with its object (Jiang et al. 2018), or None.
+        iou_pooler: cuts out its features; smooth in the box, for the refinement differentiates it.
+        iou_batch_size_per_image: jittered ground-truth boxes that train it.
+        iou_loss_weight: factor of `loss_iou`.
     """
 
     num_classes: int
     box_loss: BoxLoss
+    box_pooler: RoIPooler
+    box_head: nn.Module
     box_coder: CornerBoxCoder | CenterBoxCoder = CornerBoxCoder()
-    features: int = 1024
     class_agnostic: bool = False
-    levels: tuple[int, ...] = (2, 3, 4, 5)
-    pooler_resolution: int = 7
-    pooler_sampling_ratio: int = 2
-    canonical_box_size: float = 224.0
-    canonical_level: int = 4
     batch_size_per_image: int = 512
     positive_fraction: float = 0.25
     iou_threshold: float = 0.5
-    log_var_clamp: tuple[float, float] = (-7.0, 7.0)
-    smooth_l1_beta: float = 1.0
     box_loss_weight: float = 1.0
+    mask_head: MaskHead | None = None
+    mask_pooler: RoIPooler | None = None
+    iou_head: IoUHead | None = None
+    iou_pooler: RoIPooler | None = None
+    iou_batch_size_per_image: int = 128
+    iou_loss_weight: float = 1.0
 
     def setup(self):
-        self.box_head = BoxHead(self.features)
         self.box_predictor = BoxPredictor(
             num_classes=self.num_classes,
             class_agnostic=self.class_agnostic,
-            predict_log_vars=self.box_loss != "smooth_l1",
+            predict_log_vars=self.box_loss.has_variances,
         )
 
     def __call__(
-        self, pyramid: dict[str, Float[Array, "b _h _w c"]], boxes: Float[Array, "b r 4"]
+        self,
+        pyramid: dict[str, Float[Array, "b _h _w c"]],
+        boxes: Float[Array, "b r 4"],
+        key: Key[Array, ""] | None = None,
     ) -> BoxPredictions:
-        """Predicts class, box and log variances of each RoI."""
-
-        def pool(maps, boxes):
-            return multilevel_roi_align(
-                maps,
-                boxes,
-                strides=[2**level for level in self.levels],
-                output_size=self.pooler_resolution,
-                sampling_ratio=self.pooler_sampling_ratio,
-                min_level=self.levels[0],
-                canonical_box_size=self.canonical_box_size,
-                canonical_level=self.canonical_level,
-            )
-
-        pooled = jax.vmap(pool)([pyramid[f"p{level}"] for level in self.levels], boxes)
+        """Predicts class, box and log variances of each RoI; `key` draws the dropout of a VGG head in training."""
+        pooled = jax.vmap(self.box_pooler)(pyramid, boxes)
         b, r = boxes.shape[:2]
-        predictions = self.box_predictor(self.box_head(pooled.reshape(b * r, *pooled.shape[2:])))
+        pooled = pooled.reshape(b * r, *pooled.shape[2:])
+        drops = isinstance(self.box_head, VGGBoxHead) and key is not None
+        x = self.box_head(pooled, key) if drops else self.box_head(pooled)
+        predictions = self.box_predictor(x.mean(axis=(1, 2)) if x.ndim == 4 else x)
         return jax.tree.map(lambda x: x.reshape(b, r, *x.shape[1:]), predictions)
+
+    def predict_masks(
+        self,
+        pyramid: dict[str, Float[Array, "b _h _w c"]],
+        boxes: Float[Array, "b d 4"],
+        classes: Int[Array, "b d"],
+    ) -> Float[Array, "b d m m"]:
+        """Returns the mask of each box for its class: probabilities, the mask filling the box."""
+        return jax.nn.sigmoid(self._mask_logits(pyramid, boxes, classes))
+
+    def _mask_logits(self, pyramid, boxes, classes):
+        pooled = jax.vmap(self.mask_pooler)(pyramid, boxes)
+        b, r = classes.shape
+        logits = self.mask_head(pooled.reshape(b * r, *pooled.shape[2:]))
+        return mask_of_class(logits, classes.reshape(-1)).reshape(b, r, *logits.shape[2:])
+
+    def predict_iou(
+        self,
+        pyramid: dict[str, Float[Array, "_h _w c"]],
+        boxes: Float[Array, "n 4"],
+        classes: Int[Array, " n"],
+    ) -> Float[Array, " n"]:
+        """Returns the IoU that one image's boxes are believed to have with their objects of these classes.
+
+        Differentiable in the boxes (Jiang et al. 2018, section 3.3).
+        """
+        return iou_from_logits(self._iou_logits(self.iou_pooler(pyramid, boxes), classes))
+
+    def _iou_logits(self, pooled: Float[Array, "n s s c"], classes: Int[Array, " n"]) -> Float[Array, " n"]:
+        logits = self.iou_head(pooled)
+        # A class-agnostic head has one column for every class.
+        column = classes if logits.shape[1] > 1 else jnp.zeros_like(classes)
+        return jnp.take_along_axis(logits, column[:, None], axis=1)[:, 0]
 
     def sample(
         self, proposals: Proposals, gt: GroundTruth, image_valid: Bool[Array, " b"], keys: Key[Array, " b"]
@@ -166,11 +151,24 @@ class RoIHeads(nn.Module):
         samples = jax.vmap(single)(proposals, gt, keys)
         return samples.replace(valid=samples.valid & image_valid[:, None])
 
-    def losses(self, predictions: BoxPredictions, samples: RoISamples) -> RoILosses:
+    def losses(
+        self,
+        predictions: BoxPredictions,
+        samples: RoISamples,
+        *,
+        key: Key[Array, ""] | None = None,
+        step: Int[Array, ""] | None = None,
+    ) -> RoILosses:
         """Returns the losses, each a sum over the global batch divided by all its valid sampled RoIs.
 
         Foreground RoIs alone have a box loss, yet all RoIs are counted, as in detectron2: then an image
         full of objects does not weigh less per object, and rows of a table share the normalizer.
+
+        Args:
+            predictions: the head's outputs for the samples.
+            samples: the RoIs and what they were matched to.
+            key: draws the samples of a sampled loss.
+            step: of the training; a loss with a ramp needs it.
         """
         foreground = samples.is_foreground & samples.valid
         normalizer = jnp.maximum(samples.valid.sum(), 1)
@@ -183,32 +181,92 @@ class RoIHeads(nn.Module):
             return jnp.take_along_axis(rows, classes[:, :, None, None], axis=2)[:, :, 0]
 
         deltas = of_class(predictions.box_deltas)
-        targets = self.box_coder.encode(
-            jnp.where(foreground[:, :, None], samples.gt_boxes, samples.boxes), samples.boxes
-        )
-        metrics = {
-            "num_foreground": foreground.sum() / jnp.maximum(samples.valid.any(axis=1).sum(), 1),
-            "box_error": masked_mean(jnp.abs(deltas - targets).mean(axis=-1), foreground),
-        }
-        if self.box_loss == "smooth_l1":
-            box_loss = smooth_l1(deltas, targets, beta=self.smooth_l1_beta)
-        else:
-            log_vars = of_class(predictions.box_log_vars)
-            terms = kl_loss_terms(deltas, log_vars, targets, clamp=self.log_var_clamp)
-            box_loss = terms.box_term + terms.alpha_term
-            sigma = jnp.sqrt(kl_variance_of(log_vars, clamp=self.log_var_clamp))
-            metrics["loss_box_term"] = masked_sum(terms.box_term.sum(axis=-1), foreground) / normalizer
-            metrics["loss_alpha_term"] = masked_sum(terms.alpha_term.sum(axis=-1), foreground) / normalizer
-            metrics["mean_sigma"] = masked_mean(sigma.mean(axis=-1), foreground)
+        log_vars = of_class(predictions.box_log_vars) if self.box_loss.has_variances else None
+        gt_boxes = jnp.where(foreground[:, :, None], samples.gt_boxes, samples.boxes)
+        targets = self.box_coder.encode(gt_boxes, samples.boxes)
+        stds = None
+        if self.box_loss.needs_label_stds:
+            stds = label_stds(
+                gt_boxes,
+                samples.gt_box_stds,
+                source=self.box_loss.label_noise,
+                value=self.box_loss.label_noise_value,
+            )
+            stds = self.box_coder.encode_stds(stds, samples.boxes)
+        box_loss = self.box_loss(deltas, log_vars, targets, label_stds=stds, key=key, step=step)
         box_loss = masked_sum(box_loss.sum(axis=-1), foreground) / normalizer
-
         cls_loss = (
             masked_sum(class_loss(predictions.class_logits, samples.gt_classes), samples.valid) / normalizer
         )
+
         correct = predictions.class_logits.argmax(axis=-1) == samples.gt_classes
-        metrics["accuracy_foreground"] = masked_mean(correct.astype(jnp.float32), foreground)
+        metrics = {
+            "num_foreground": foreground.sum() / jnp.maximum(samples.valid.any(axis=1).sum(), 1),
+            "box_error": masked_mean(jnp.abs(deltas - targets).mean(axis=-1), foreground),
+            "accuracy_foreground": masked_mean(correct.astype(jnp.float32), foreground),
+        }
+        if log_vars is not None:
+            variances = self.box_loss.variance_of(log_vars)
+            metrics["mean_sigma"] = masked_mean(jnp.sqrt(variances).mean(axis=-1), foreground)
+            metrics["mean_log_var"] = masked_mean(jnp.log(variances).mean(axis=-1), foreground)
         losses = {"loss_cls": cls_loss, "loss_box_reg": self.box_loss_weight * box_loss}
         return RoILosses(losses=losses, metrics=jax.lax.stop_gradient(metrics))
+
+    def mask_losses(
+        self, pyramid: dict[str, Float[Array, "b _h _w c"]], samples: RoISamples, gt: GroundTruth
+    ) -> RoILosses:
+        """Returns the loss of the mask head, a mean over the foreground RoIs of the global batch."""
+        # Sampling puts the foreground first, and there is no more of it than this.
+        most = int(self.batch_size_per_image * self.positive_fraction)
+        samples = jax.tree.map(lambda x: x[:, :most], samples)
+        foreground = samples.is_foreground & samples.valid
+        classes = jnp.where(foreground, samples.gt_classes, 0)
+        logits = self._mask_logits(pyramid, samples.boxes, classes)
+
+        def targets_of(gt, samples):
+            return crop_and_resize_masks(
+                gt.masks, gt.boxes, samples.boxes, samples.gt_index, output_size=logits.shape[-1]
+            )
+
+        targets = jax.vmap(targets_of)(gt, samples)
+        # The class is chosen already: a single mask is left for each RoI.
+        loss = mask_loss(logits[:, :, None], jnp.zeros_like(classes), targets)
+        right = ((logits > 0) == (targets > 0.5)).mean(axis=(-2, -1))
+        return RoILosses(
+            losses={"loss_mask": masked_mean(loss, foreground)},
+            metrics=jax.lax.stop_gradient({"mask_accuracy": masked_mean(right, foreground)}),
+        )
+
+    def iou_losses(
+        self,
+        pyramid: dict[str, Float[Array, "b _h _w c"]],
+        gt: GroundTruth,
+        image_size: Int[Array, "b 2"],
+        image_valid: Bool[Array, " b"],
+        keys: Key[Array, " b"],
+    ) -> RoILosses:
+        """Returns the loss of the IoU head: smooth-L1 between its output and the normalized true IoU.
+
+        Its boxes are the annotated ones, jittered, evenly spread over the IoUs from 0.5 to 1 (Jiang et al.
+        2018, section 3.1), so that the head never depends on what the box head has learned.
+        """
+
+        def single(gt, size, key):
+            return jitter_boxes(key, gt, size, num_samples=self.iou_batch_size_per_image)
+
+        jittered = jax.vmap(single)(gt, image_size, keys)
+        classes = jnp.take_along_axis(gt.classes, jittered.gt_index, axis=1)
+        pooled = jax.vmap(self.iou_pooler)(pyramid, jittered.boxes)
+        b, r = classes.shape
+        logits = self._iou_logits(pooled.reshape(b * r, *pooled.shape[2:]), classes.reshape(-1))
+        logits = logits.reshape(b, r)
+        valid = jittered.valid & image_valid[:, None]
+        loss = iou_loss(logits, jittered.iou)
+        metrics = {"iou_error": masked_mean(jnp.abs(iou_from_logits(logits) - jittered.iou), valid)}
+        return RoILosses(
+            losses={"loss_iou": self.iou_loss_weight * masked_mean(loss, valid)},
+            metrics=jax.lax.stop_gradient(metrics),
+        )
 
 
 def sample_rois(

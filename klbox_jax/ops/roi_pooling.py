@@ -6,7 +6,8 @@ run at the speed of the machine's matrix unit, and their gradient with respect t
 again instead of a scatter.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -60,9 +61,9 @@ def roi_align(
         spatial_scale: feature cells per pixel, 1 / stride.
         aligned: shift by half a cell, so that pixel `i` covers `[i, i + 1)`. Without it, RoIs
             are at least one cell wide, as in the older implementations.
-        weights: factor for each RoI; 0 leaves a RoI out (see `multilevel_roi_align`).
+        weights: factor for each RoI; 0 leaves a RoI out (see `pool_from_levels`).
     """
-    h, w, c = features.shape
+    h, w, _ = features.shape
     offset = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32) * spatial_scale - offset, -1, 0)
     if not aligned:
@@ -71,7 +72,16 @@ def roi_align(
     columns = interpolation_matrix(x1, x2, length=w, output_size=output_size, sampling_ratio=sampling_ratio)
     if weights is not None:
         rows = rows * weights[:, None, None]
+    return pool_with_matrices(features, rows, columns)
+
+
+def pool_with_matrices(
+    features: Float[Array, "h w c"], rows: Float[Array, "r s h"], columns: Float[Array, "r s w"]
+) -> Float[Array, "r s s c"]:
+    """The product `rows @ features @ columns^T` of each RoI, in the dtype of the features."""
+    h, w, c = features.shape
     rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
+    output_size = rows.shape[1]
     # [r s, h] x [h, w c]: a single large product for all RoIs.
     banded = (rows.reshape(-1, h) @ features.reshape(h, w * c)).reshape(-1, output_size, w, c)
     # Repeating the small matrix for each row of bins spares a transposition of the large array.
@@ -108,10 +118,42 @@ def multilevel_roi_align(
     canonical_level: int = 4,
     aligned: bool = True,
 ) -> Float[Array, "r s s c"]:
+    """RoIAlign of each box from the pyramid level that fits its size; see `pool_from_levels`."""
+    pool = functools.partial(
+        roi_align, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
+    )
+    return pool_from_levels(
+        pool,
+        features,
+        boxes,
+        strides=strides,
+        min_level=min_level,
+        canonical_box_size=canonical_box_size,
+        canonical_level=canonical_level,
+    )
+
+
+def pool_from_levels(
+    pool: Callable[..., Float[Array, "r s s c"]],
+    features: Sequence[Float[Array, "_h _w c"]],
+    boxes: Float[Array, "r 4"],
+    *,
+    strides: Sequence[int],
+    min_level: int,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> Float[Array, "r s s c"]:
     """Pools each box from the pyramid level that fits its size.
 
     Every level pools every box and a weight of zero takes out those that belong elsewhere: shapes stay
     fixed, and no feature is gathered.
+
+    Args:
+        pool: called as `pool(features, boxes, spatial_scale=..., weights=...)` for each level.
+        features: one image's maps, finest first.
+        boxes: RoIs in pixels of the canvas.
+        strides: pixels per cell of each map.
+        min_level, canonical_box_size, canonical_level: as in `assign_boxes_to_levels`.
     """
     levels = assign_boxes_to_levels(
         boxes,
@@ -121,13 +163,10 @@ def multilevel_roi_align(
         canonical_level=canonical_level,
     )
     return sum(
-        roi_align(
+        pool(
             level_features,
             boxes,
-            output_size=output_size,
-            sampling_ratio=sampling_ratio,
             spatial_scale=1.0 / stride,
-            aligned=aligned,
             weights=(levels == index).astype(jnp.float32),
         )
         for index, (level_features, stride) in enumerate(zip(features, strides, strict=True))

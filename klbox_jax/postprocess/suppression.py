@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from klbox_jax.postprocess.iou_guided_nms import iou_guided_nms
 from klbox_jax.postprocess.soft_nms import SuppressionResult, pick_sequentially, soft_nms
 
-SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian")
+SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian", "iou_guided")
 
 
 def suppress(
@@ -20,18 +21,21 @@ def suppress(
     soft_nms_threshold: float = 0.3,
     min_score: float = 0.001,
     max_outputs: int,
+    predicted_ious: Float[Array, " N"] | None = None,
 ) -> SuppressionResult:
     """Keeps the best `max_outputs` boxes of an image; only boxes of one class act on each other.
 
     Args:
         boxes, scores, classes, valid: candidates of all classes; scores not negative.
         method: `hard` removes boxes whose IoU with a better kept one is above `nms_threshold` (strictly, as
-            torchvision) and leaves scores alone; `soft_linear` and `soft_gaussian` are `soft_nms`.
-        nms_threshold: of `hard`.
+            torchvision) and leaves scores alone; `soft_linear` and `soft_gaussian` are `soft_nms`;
+            `iou_guided` is `iou_guided_nms`.
+        nms_threshold: of `hard` and `iou_guided`.
         soft_nms_sigma: of `soft_gaussian`.
         soft_nms_threshold: of `soft_linear`.
         min_score: of both soft methods; `hard` keeps any positive score.
         max_outputs: number of slots.
+        predicted_ious: of each candidate, for `iou_guided` alone.
 
     Returns:
         Best first; ties go to the lower row.
@@ -49,6 +53,16 @@ def suppress(
             valid,
             decay=lambda iou: jnp.where(iou > nms_threshold, 0.0, 1.0),
             min_score=float(jnp.finfo(jnp.float32).tiny),
+            max_outputs=max_outputs,
+        )
+    if method == "iou_guided":
+        return iou_guided_nms(
+            boxes,
+            scores,
+            predicted_ious,
+            classes,
+            valid,
+            iou_threshold=nms_threshold,
             max_outputs=max_outputs,
         )
     if method not in SUPPRESSION_METHODS:

@@ -1,4 +1,22 @@
-"""Variance voting: a kept box is averaged with its neighbours, the certain ones first."""
+"""Voting: a kept box becomes the weighted mean of its neighbours, each edge on its own.
+
+The methods differ in the weight alone:
+
+    variance_voting    p / variance     He et al., CVPR 2019
+    iou_voting         p                the same where a head predicts no variances
+    iou_score_voting   p * score        the same, the confident neighbours first
+    box_voting         score            IoU >= threshold; Gidaris and Komodakis, ICCV 2015
+
+with p = exp(-(1 - IoU)^2 / sigma_t). `fusion` has two more. What the variance that comes back means is a choice
+of its own, `variance_mode`. With weights w_i and variances var_i of the voters:
+
+    average   sum w_i var_i / sum w_i: how uncertain a voter is. Duplicates do not change it.
+    fused     sum w_i^2 var_i / (sum w_i)^2: the variance of the mean, were the voters independent. They are
+              not, they look at the same pixels; so it is too small, and shrinks with every duplicate.
+    winner    the variance of the kept box itself, as if it had not been moved.
+"""
+
+import functools
 
 import flax.struct
 import jax
@@ -8,13 +26,15 @@ from jaxtyping import Array, Bool, Float, Int
 from klbox_jax.ops.boxes import pairwise_iou
 from klbox_jax.structures import AnyArray
 
+VARIANCE_MODES = ("average", "fused", "winner")
+
 
 @flax.struct.dataclass
 class VotingResult:
-    """Voted boxes and the variance of each edge."""
+    """Voted boxes and the variance of each edge, None where no variances were given."""
 
     boxes: Float[AnyArray, "*b D 4"]
-    variances: Float[AnyArray, "*b D 4"]
+    variances: Float[AnyArray, "*b D 4"] | None
 
 
 def variance_voting(
@@ -27,6 +47,8 @@ def variance_voting(
     *,
     sigma_t: float = 0.02,
     reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
 ) -> VotingResult:
     """Variance voting of He et al. (CVPR 2019, Algorithm 1 and section 3.3), for each edge on its own.
 
@@ -35,12 +57,10 @@ def variance_voting(
         p_i = exp(-(1 - IoU_i)^2 / sigma_t)        x = sum_i p_i x_i / var_i  /  sum_i p_i / var_i
 
     Class scores deliberately have no part in the weight. IoUs are those of the boxes before voting, so kept
-    boxes do not influence each other. The variance that comes back is the average of the members' variances
-    with the weights `p_i / var_i`. It is not the variance of an average of independent estimates: neighbours
-    look at the same pixels, and that number would shrink with every duplicate.
+    boxes do not influence each other.
 
     The paper votes with the variance of the *coded* offset, which weighs a large and a small box by relative
-    certainty; hence two variances: `candidate_variances` weigh, `reported_variances` are averaged.
+    certainty; hence two variances: `candidate_variances` weigh, `reported_variances` come back.
 
     Args:
         kept_boxes: what suppression left, before voting; each is normally a candidate itself and then votes
@@ -54,34 +74,226 @@ def variance_voting(
             official code's default 0.01.
         reported_variances: variance of each edge in the unit wanted back, such as squared pixels;
             `candidate_variances` if None.
+        kept_variances: those of the kept boxes, in the same unit; only `winner` reads them.
+        variance_mode: one of `VARIANCE_MODES`, see the top of this file.
 
     Returns:
         Voted boxes inside the hull of their voters, and variances. A kept box that no candidate overlaps (a
-        padded slot, an empty box) comes back unchanged, with variance 0.
+        padded slot, an empty box) comes back unchanged, with variance 0 in every mode.
 
     Raises:
-        ValueError: if sigma_t is not positive.
+        ValueError: if sigma_t is not positive, for an unknown mode, or `winner` without `kept_variances`.
     """
+    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    return average_voters(
+        kept_boxes,
+        _proximity(iou, peers, sigma_t),
+        candidate_boxes,
+        candidate_valid,
+        weight_variances=candidate_variances,
+        reported_variances=candidate_variances if reported_variances is None else reported_variances,
+        kept_variances=kept_variances,
+        variance_mode=variance_mode,
+    )
+
+
+def iou_voting(
+    kept_boxes: Float[Array, "D 4"],
+    kept_classes: Int[Array, " D"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_classes: Int[Array, " N"],
+    candidate_valid: Bool[Array, " N"],
+    *,
+    sigma_t: float = 0.02,
+    reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
+) -> VotingResult:
+    """Voting without variances: the weight is p_i alone, so any head can vote.
+
+    It is `variance_voting` with equal variances. The idea is that of the reading note on KL Loss in
+    patrick-llgc/Learning-Deep-Learning; the paper does not try it.
+
+    Args:
+        reported_variances: variance of each candidate's edges, without a part in the weight; None for a head
+            without variances, and none come back.
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
+        sigma_t, kept_variances, variance_mode: as there.
+
+    Returns:
+        As `variance_voting`.
+
+    Raises:
+        ValueError: as there.
+    """
+    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    return average_voters(
+        kept_boxes,
+        _proximity(iou, peers, sigma_t),
+        candidate_boxes,
+        candidate_valid,
+        reported_variances=reported_variances,
+        kept_variances=kept_variances,
+        variance_mode=variance_mode,
+    )
+
+
+def iou_score_voting(
+    kept_boxes: Float[Array, "D 4"],
+    kept_classes: Int[Array, " D"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_scores: Float[Array, " N"],
+    candidate_classes: Int[Array, " N"],
+    candidate_valid: Bool[Array, " N"],
+    *,
+    sigma_t: float = 0.02,
+    reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
+) -> VotingResult:
+    """`iou_voting` with the weight p_i * score_i: the class score stands in for certainty.
+
+    Args:
+        candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
+        sigma_t, reported_variances, kept_variances, variance_mode: as in `iou_voting`.
+
+    Returns:
+        As `variance_voting`.
+
+    Raises:
+        ValueError: as there.
+    """
+    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    scores = jnp.where(candidate_valid, candidate_scores, 0.0)
+    return average_voters(
+        kept_boxes,
+        _proximity(iou, peers, sigma_t) * scores[None, :],
+        candidate_boxes,
+        candidate_valid,
+        reported_variances=reported_variances,
+        kept_variances=kept_variances,
+        variance_mode=variance_mode,
+    )
+
+
+def box_voting(
+    kept_boxes: Float[Array, "D 4"],
+    kept_classes: Int[Array, " D"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_scores: Float[Array, " N"],
+    candidate_classes: Int[Array, " N"],
+    candidate_valid: Bool[Array, " N"],
+    *,
+    iou_threshold: float = 0.5,
+    reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
+) -> VotingResult:
+    """Bounding-box voting of MR-CNN (Gidaris and Komodakis, ICCV 2015): the mean of the near, by score.
+
+    The threshold is inclusive, as in their code and in Detectron's `box_voting`, with which this agrees for
+    its score method `ID` (the kept box's score stays). Detectron's threshold is 0.8 by default.
+
+    Args:
+        candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
+        iou_threshold: a candidate of the class votes if its IoU with the kept box is at least this. At 0
+            the whole class votes, even boxes that do not touch.
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
+        reported_variances, kept_variances, variance_mode: as in `iou_voting`.
+
+    Returns:
+        As `variance_voting`.
+
+    Raises:
+        ValueError: if the threshold is not in [0, 1], or as `variance_voting` for the variances.
+    """
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"Box voting needs an iou_threshold in [0, 1], got {iou_threshold}.")
+    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    scores = jnp.where(candidate_valid, candidate_scores, 0.0)
+    return average_voters(
+        kept_boxes,
+        jnp.where(peers & (iou >= iou_threshold), scores[None, :], 0.0),
+        candidate_boxes,
+        candidate_valid,
+        reported_variances=reported_variances,
+        kept_variances=kept_variances,
+        variance_mode=variance_mode,
+    )
+
+
+def overlaps(
+    kept_boxes: Float[Array, "D 4"],
+    kept_classes: Int[Array, " D"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_classes: Int[Array, " N"],
+    candidate_valid: Bool[Array, " N"],
+) -> tuple[Float[Array, "D N"], Bool[Array, "D N"]]:
+    """The IoU of each kept box with each candidate, and whether the candidate is valid and of its class."""
+    iou = pairwise_iou(kept_boxes, jnp.where(candidate_valid[:, None], candidate_boxes, 0.0))
+    return iou, candidate_valid[None, :] & (kept_classes[:, None] == candidate_classes[None, :])
+
+
+def _proximity(iou: Float[Array, "D N"], peers: Bool[Array, "D N"], sigma_t: float) -> Float[Array, "D N"]:
+    """The weight p, 0 for a candidate without a vote."""
     if not sigma_t > 0:
-        raise ValueError(f"Variance voting needs sigma_t > 0, got {sigma_t}.")
-    if reported_variances is None:
-        reported_variances = candidate_variances
+        raise ValueError(f"Voting by IoU needs sigma_t > 0, got {sigma_t}.")
+    return jnp.where(peers & (iou > 0), jnp.exp(-jnp.square(1.0 - iou) / sigma_t), 0.0)
+
+
+def average_voters(
+    kept_boxes: Float[Array, "D 4"],
+    weights: Float[Array, "D N"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_valid: Bool[Array, " N"],
+    *,
+    weight_variances: Float[Array, "N 4"] | None = None,
+    reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
+) -> VotingResult:
+    """The weighted mean under every vote, and the variance that is reported for it.
+
+    The weight of an edge is a factor of the pair, the same for all four edges, over a variance of the edge.
+    So products of [D, N] with [N, 4] do, and no [D, N, 4] is made.
+
+    Args:
+        weights: the factor of the pair, 0 for a candidate without a vote (one that is not valid has none).
+        weight_variances: variances that the factor is divided by; equal ones if None.
+        kept_boxes, candidate_boxes, candidate_valid, kept_variances, variance_mode: as in `variance_voting`.
+        reported_variances: as in `iou_voting`.
+
+    Raises:
+        ValueError: for an unknown mode, or `winner` without the variances that it returns.
+    """
+    if variance_mode not in VARIANCE_MODES:
+        raise ValueError(f"variance_mode must be one of {', '.join(VARIANCE_MODES)}; got {variance_mode!r}.")
+    if variance_mode == "winner" and kept_variances is None and reported_variances is not None:
+        raise ValueError("variance_mode='winner' returns kept_variances, which are missing; pass them.")
     rows = candidate_valid[:, None]
     boxes = jnp.where(rows, candidate_boxes, 0.0)
-    precisions = 1.0 / jnp.where(rows, candidate_variances, 1.0)
-    reported = jnp.where(rows, reported_variances, 0.0)
+    divisors = jnp.ones_like(boxes) if weight_variances is None else weight_variances
+    precisions = 1.0 / jnp.where(rows, divisors, 1.0)
+    # Only ratios matter; without this the squares of small scores would underflow.
+    largest = jax.lax.stop_gradient(jnp.max(weights, axis=1, keepdims=True, initial=0.0))
+    weights = weights / jnp.where(largest > 0, largest, 1.0)
 
-    iou = pairwise_iou(kept_boxes, boxes)
-    votes = (iou > 0) & candidate_valid[None, :] & (kept_classes[:, None] == candidate_classes[None, :])
-    p = jnp.where(votes, jnp.exp(-jnp.square(1.0 - iou) / sigma_t), 0.0)
-
-    # p does not depend on the edge, so three products of [D, N] with [N, 4] do, and no [D, N, 4] is made.
-    columns = jnp.concatenate([boxes * precisions, reported * precisions, precisions], axis=1)
     # Accelerators would round the factors to 8 or 11 bits here, several pixels at x = 1000.
-    sums = jnp.matmul(p, columns, precision=jax.lax.Precision.HIGHEST)
-    box_sum, variance_sum, weight = jnp.split(sums, 3, axis=1)
-    has_votes = weight > 0
-    weight = jnp.where(has_votes, weight, 1.0)
-    return VotingResult(
-        boxes=jnp.where(has_votes, box_sum / weight, kept_boxes), variances=variance_sum / weight
-    )
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    total = product(weights, precisions)
+    has_votes = total > 0
+    total = jnp.where(has_votes, total, 1.0)
+    voted = jnp.where(has_votes, product(weights, boxes * precisions) / total, kept_boxes)
+
+    if variance_mode == "winner":
+        variances = None if kept_variances is None else jnp.where(has_votes, kept_variances, 0.0)
+    elif reported_variances is None:
+        variances = None
+    else:
+        reported = jnp.where(rows, reported_variances, 0.0)
+        if variance_mode == "average":
+            variances = product(weights, reported * precisions) / total
+        else:
+            variances = product(jnp.square(weights), reported * jnp.square(precisions)) / jnp.square(total)
+    return VotingResult(boxes=voted, variances=variances)

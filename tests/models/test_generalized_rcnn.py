@@ -53,9 +53,7 @@ def one_image(batch, i):
 def test_losses_and_gradients_are_finite_and_named(train, params):
     (total, outputs), gradients = train(params, random_batch(), jax.random.key(1))
     assert set(outputs.losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
-    assert {"loss_box_term", "loss_alpha_term", "mean_sigma", "box_error", "accuracy_foreground"} <= set(
-        outputs.metrics
-    )
+    assert {"mean_log_var", "mean_sigma", "box_error", "accuracy_foreground"} <= set(outputs.metrics)
     assert np.isfinite(total)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     for part in ("backbone", "fpn", "rpn", "roi_heads"):
@@ -163,8 +161,9 @@ def test_parameters_of_the_shipped_scenes_network():
     anchors = len(config.model.rpn.anchor_sizes[0]) * len(config.model.rpn.aspect_ratios)
     assert counts["kl"]["rpn"] == conv(3, depth, wide) + conv(1, wide, anchors) + conv(1, wide, 4 * anchors)
     # The bins of a RoI, two layers, 5 classes and the background, and one box for all classes or for each.
-    heads = config.model.roi_heads
-    wide, bins, boxes = heads.features, heads.pooler_resolution**2, 1 if heads.class_agnostic else 5
+    heads = config.model
+    wide, bins = heads.box_head.features, heads.box_pooler.resolution**2
+    boxes = 1 if heads.roi_heads.class_agnostic else 5
     shared = conv(1, bins * depth, wide) + conv(1, wide, wide) + conv(1, wide, 6) + conv(1, wide, 4 * boxes)
     assert counts["smooth_l1"]["roi_heads"] == shared
     assert counts["kl"]["roi_heads"] == shared + conv(1, wide, 4 * boxes)
@@ -177,9 +176,9 @@ def test_parameters_of_the_shipped_scenes_network():
         (
             "backbone.name",
             "vgg",
-            r"config.model.backbone.name = 'vgg' is unknown; choose one of mobilenet_v2, resnet",
+            r"config.model.backbone.name = 'vgg' is unknown; choose one of bottleneck_resnet, mobilenet_v2, ",
         ),
-        ("box_loss", "l2", r"config.model.box_loss = 'l2' is unknown; choose one of smooth_l1, kl"),
+        ("box_loss", "l2", r"config.model.box_loss = 'l2' is unknown; choose one of smooth_l1, l1, kl, "),
         ("roi_heads.box_coder", "polar", r"config.model.roi_heads.box_coder = 'polar' is unknown"),
         ("roi_heads.box_coder", "center", r"needs config.model.roi_heads.box_coder = 'corner'"),
     ],

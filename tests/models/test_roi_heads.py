@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from klbox_jax.losses.box_loss import BoxLoss
+from klbox_jax.models.box_head import BoxHead
+from klbox_jax.models.iou_head import IoUHead
 from klbox_jax.models.roi_heads import RoIHeads, sample_rois
+from klbox_jax.models.roi_pooler import RoIPooler
 from klbox_jax.structures import BoxPredictions, GroundTruth, Proposals, RoISamples
 from tests.thin import num_params
 
@@ -113,8 +117,13 @@ def is_predictions(x):
 
 
 def heads_of(box_loss="kl", **fields):
-    arguments = {"features": 16, "levels": (3, 4), "pooler_resolution": 3, "class_agnostic": False}
-    return RoIHeads(num_classes=K, box_loss=box_loss, **(arguments | fields))
+    arguments = {
+        "box_loss": box_loss if isinstance(box_loss, BoxLoss) else BoxLoss(name=box_loss),
+        "box_pooler": RoIPooler(levels=(3, 4), resolution=3),
+        "box_head": BoxHead(16),
+        "class_agnostic": False,
+    }
+    return RoIHeads(num_classes=K, **(arguments | fields))
 
 
 def pyramid_and_boxes():
@@ -216,8 +225,8 @@ def test_losses_against_the_loops(box_loss, num_boxes):
     np.testing.assert_allclose(found.losses["loss_cls"], cls, rtol=1e-5)
     np.testing.assert_allclose(found.losses["loss_box_reg"], box_term + alpha_term, rtol=1e-5)
     if box_loss == "kl":
-        np.testing.assert_allclose(found.metrics["loss_box_term"], box_term, rtol=1e-5)
-        np.testing.assert_allclose(found.metrics["loss_alpha_term"], alpha_term, rtol=1e-4)
+        # Each of 4 + 4 objects has four edges, each with alpha / 2 in the loss, over 14 RoIs.
+        np.testing.assert_allclose(found.metrics["mean_log_var"], alpha_term * 14 * 2 / 32, rtol=1e-4)
     assert float(found.metrics["num_foreground"]) == 4
 
 
@@ -239,7 +248,7 @@ def test_the_weight_scales_the_box_loss_alone():
     doubled = losses_of(heads_of("kl", box_loss_weight=2.0), predictions, samples)
     np.testing.assert_allclose(doubled.losses["loss_box_reg"], 2 * plain.losses["loss_box_reg"], rtol=1e-6)
     np.testing.assert_array_equal(doubled.losses["loss_cls"], plain.losses["loss_cls"])
-    np.testing.assert_array_equal(doubled.metrics["loss_box_term"], plain.metrics["loss_box_term"])
+    np.testing.assert_array_equal(doubled.metrics["mean_sigma"], plain.metrics["mean_sigma"])
 
 
 def test_a_new_kl_head_starts_as_smooth_l1():
@@ -295,3 +304,100 @@ def test_rois_of_an_image_that_only_fills_the_batch_are_not_valid():
         proposals, gt, np.array([True, False]), keys
     )
     assert samples.valid.any(axis=1).tolist() == [True, False]
+
+
+def test_label_noise_reaches_the_loss_in_coded_units():
+    # Means right, alpha 0: the Gaussian KL is log(1 / s) + s^2 / 2 - 1/2 for an edge with label noise s.
+    samples = random_samples(foreground=1, invalid=0)
+    samples = samples.replace(
+        gt_boxes=samples.boxes,
+        gt_box_stds=np.full_like(samples.boxes, 2.0),
+        is_foreground=samples.is_foreground & np.array([[True], [False]]),
+    )
+    predictions = random_predictions()
+    predictions = jax.tree.map(np.zeros_like, predictions)
+    x1, y1, x2, y2 = samples.boxes[0, 0].astype(np.float64)
+    sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
+    for settings, stds in (
+        ({"label_noise": "data"}, np.full(4, 2.0)),
+        ({"label_noise": "pixels", "label_noise_value": 0.5}, np.full(4, 0.5)),
+        ({"label_noise": "size", "label_noise_value": 0.05}, 0.05 * sides),
+    ):
+        coded = 10 * stds / sides
+        expected = (-np.log(coded) + coded**2 / 2 - 0.5).sum() / 16
+        heads = heads_of(BoxLoss(name="gaussian_kl", **settings))
+        found = losses_of(heads, predictions, samples).losses["loss_box_reg"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_sampled_loss_follows_its_key_and_a_ramp_its_step():
+    samples, predictions = random_samples(), random_predictions()
+
+    def box_loss(heads, key, step):
+        apply = jax.jit(lambda p, s, key, step: heads.apply({}, p, s, key=key, step=step, method="losses"))
+        found = apply(predictions, samples, jax.random.key(key), jnp.int32(step))
+        return float(found.losses["loss_box_reg"])
+
+    energy = heads_of("energy_score")
+    assert box_loss(energy, 0, 0) == box_loss(energy, 0, 9)
+    assert box_loss(energy, 0, 0) != box_loss(energy, 1, 0)
+    ramp = heads_of(BoxLoss(name="gaussian_nll", ramp_steps=10))
+    np.testing.assert_allclose(box_loss(ramp, 0, 0), box_loss(heads_of("smooth_l1"), 0, 0), rtol=1e-6)
+    np.testing.assert_allclose(box_loss(ramp, 0, 10), box_loss(heads_of("gaussian_nll"), 0, 0), rtol=1e-6)
+    assert box_loss(ramp, 0, 5) != box_loss(ramp, 0, 10)
+
+
+def iou_heads(class_agnostic):
+    return heads_of(
+        "smooth_l1",
+        iou_head=IoUHead(num_classes=K, class_agnostic=class_agnostic, features=8),
+        iou_pooler=RoIPooler(method="precise", levels=(3, 4), resolution=3),
+        iou_batch_size_per_image=6,
+    )
+
+
+@pytest.mark.parametrize("class_agnostic", [True, False])
+def test_the_iou_head_learns_from_jittered_boxes_alone(class_agnostic):
+    heads = iou_heads(class_agnostic)
+    pyramid, _ = pyramid_and_boxes()
+    gt = ground_truth([[4, 4, 60, 70], [10, 20, 40, 50]], [2, 0])
+    gt = jax.tree.map(lambda x: np.stack([x, x]), gt)
+    size = np.array([[96, 80], [96, 80]], np.int32)
+    keys = jax.random.split(jax.random.key(3), 2)
+    arguments = (pyramid, gt, size, np.array([True, True]), keys)
+    variables = jax.jit(lambda *a: heads.init(jax.random.key(0), *a, method="iou_losses"))(*arguments)
+    assert set(variables["params"]) == {"iou_head"}
+
+    @jax.jit
+    def total(variables, *arguments):
+        found = heads.apply(variables, *arguments, method="iou_losses")
+        return found.losses["loss_iou"], found.metrics
+
+    (loss, metrics), gradient = jax.value_and_grad(total, has_aux=True)(variables, *arguments)
+    assert float(loss) > 0
+    assert 0 < float(metrics["iou_error"]) < 1
+    assert any((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(gradient))
+    nobody = (pyramid, gt.replace(valid=np.zeros((2, 2), bool)), *arguments[2:])
+    (loss, _), gradient = jax.value_and_grad(total, has_aux=True)(variables, *nobody)
+    assert float(loss) == 0.0
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_the_predicted_iou_is_that_of_the_class_and_has_a_gradient_in_the_box():
+    heads = iou_heads(class_agnostic=False)
+    pyramid, boxes = pyramid_and_boxes()
+    first = {name: level[0] for name, level in pyramid.items()}
+    classes = jnp.array([0, 1, 2, 0, 1])
+    variables = jax.jit(
+        lambda: heads.init(jax.random.key(0), first, boxes[0], classes, method="predict_iou")
+    )()
+    predict = jax.jit(
+        lambda boxes, classes: heads.apply(variables, first, boxes, classes, method="predict_iou")
+    )
+    ious = predict(boxes[0], classes)
+    assert ious.shape == (5,)
+    by_class = jnp.stack([predict(boxes[0], jnp.full(5, k)) for k in range(K)])
+    np.testing.assert_array_equal(ious, by_class[classes, jnp.arange(5)])
+    gradient = jax.grad(lambda boxes: predict(boxes, classes).sum())(boxes[0])
+    assert np.isfinite(gradient).all()
+    assert (np.abs(np.asarray(gradient)).sum(axis=1) > 0).all()

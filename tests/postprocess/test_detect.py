@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
-from klbox_jax.postprocess.detect import PostprocessSettings, detect, unscale
+from klbox_jax.postprocess.detect import detect, unscale
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, BoxPredictions, Detections, GroundTruth, Proposals
 from tests.references.algorithm1 import algorithm1
 
@@ -203,7 +204,7 @@ def test_unusable_combinations_are_refused():
     predictions, proposals = random_inputs(0)
     with pytest.raises(ValueError, match="CornerBoxCoder"):
         detect(predictions, proposals, SIZE, settings=PostprocessSettings(), box_coder=CenterBoxCoder())
-    with pytest.raises(ValueError, match="voting='none'"):
+    with pytest.raises(ValueError, match=r"config\.model\.box_loss to a loss with variances"):
         detect(predictions.replace(box_log_vars=None), proposals, SIZE, settings=VOTING, box_coder=CODER)
     plain = detect(
         predictions.replace(box_log_vars=None),
@@ -215,29 +216,109 @@ def test_unusable_combinations_are_refused():
     assert plain.box_stds is None
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("suppression", "soft"),
-        ("voting", "mean"),
-        ("sigma_t", 0.0),
-        ("soft_nms_sigma", float("nan")),
-        ("nms_threshold", 1.5),
-        ("score_threshold", -0.1),
-        ("soft_nms_threshold", 2.0),
-        ("soft_nms_min_score", -1.0),
-        ("pre_nms_topk", 0),
-        ("detections_per_image", -1),
-    ],
-)
-def test_settings_are_checked(field, value):
-    with pytest.raises(ValueError, match=field):
-        PostprocessSettings(**{field: value})
+SUPPRESSIONS = ("hard", "soft_linear", "soft_gaussian")
 
 
-def test_settings_are_hashable_values():
-    assert PostprocessSettings(sigma_t=0.05) == PostprocessSettings(sigma_t=0.05)
-    assert len({PostprocessSettings(), PostprocessSettings(), VOTING}) == 2
+@functools.partial(jax.jit, static_argnames=("settings",))
+def run_batch(predictions, proposals, *, settings):
+    def single(predictions, proposals):
+        return detect(predictions, proposals, SIZE, settings=settings, box_coder=CODER)
+
+    return jax.vmap(single)(predictions, proposals)
+
+
+@pytest.mark.parametrize("suppression", SUPPRESSIONS)
+@pytest.mark.parametrize("voting", ["iou", "iou_score", "box_voting", "wbf", "bayes"])
+def test_every_voting_stands_on_every_suppression(voting, suppression):
+    settings = PostprocessSettings(suppression=suppression, voting=voting, detections_per_image=30)
+    unvoted = dataclasses.replace(settings, voting="none")
+    images = [random_inputs(seed, count=40) for seed in range(2)]
+    predictions, proposals = jax.tree.map(lambda *x: jnp.stack(x), *images)
+    found = run_batch(predictions, proposals, settings=settings)
+    plain = run_batch(predictions, proposals, settings=unvoted)
+    assert found.valid.any(axis=1).all()
+    boxes, stds = np.asarray(found.boxes)[found.valid], np.asarray(found.box_stds)[found.valid]
+    assert np.isfinite(boxes).all()
+    # An average of boxes inside the image lies inside it too, but for rounding.
+    assert (boxes >= -1e-3).all()
+    assert (boxes <= np.array([WIDTH, HEIGHT, WIDTH, HEIGHT]) + 1e-3).all()
+    assert np.isfinite(stds).all()
+    assert (stds > 0).all()
+    scores = np.asarray(found.scores)
+    assert (np.diff(scores, axis=1) <= 1e-7).all()
+    if voting == "wbf":
+        # Fused clusters overlap less than candidates do: no more of them are left.
+        assert found.valid.sum() <= plain.valid.sum()
+    else:
+        # Voting moves boxes and nothing else.
+        for name in ("scores", "classes", "candidate_index", "valid"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+        assert (np.abs(np.asarray(found.boxes - plain.boxes)) > 1e-3).any()
+
+
+@pytest.mark.parametrize("voting", ["iou", "iou_score", "box_voting", "wbf"])
+def test_voting_without_variances(voting):
+    settings = PostprocessSettings(voting=voting, detections_per_image=30)
+    predictions, proposals = random_inputs(0, count=40)
+    with_variances = run(predictions, proposals, settings=settings)
+    without = run(predictions.replace(box_log_vars=None), proposals, settings=settings)
+    assert without.box_stds is None
+    np.testing.assert_array_equal(without.boxes, with_variances.boxes)
+
+
+def test_what_the_variance_after_voting_means():
+    predictions, proposals = random_inputs(1, count=40)
+    modes = {
+        mode: run(predictions, proposals, settings=dataclasses.replace(VOTING, voting_variance=mode))
+        for mode in ("average", "fused", "winner")
+    }
+    plain = run(predictions, proposals, settings=dataclasses.replace(VOTING, voting="none"))
+    for found in modes.values():
+        np.testing.assert_array_equal(found.boxes, modes["average"].boxes)
+    np.testing.assert_allclose(modes["winner"].box_stds, plain.box_stds, rtol=1e-6)
+    # Independent voters would make the mean more certain than any average of them.
+    assert (np.asarray(modes["fused"].box_stds) <= np.asarray(modes["average"].box_stds) * (1 + 1e-5)).all()
+    assert (np.asarray(modes["fused"].box_stds) < 0.9 * np.asarray(modes["average"].box_stds)).any()
+
+
+def nearness(boxes, classes):
+    """Stands in for an IoU head: the box of side 60 around (100, 100) is best, whatever their class."""
+    del classes
+    ideal = jnp.array([70.0, 70.0, 130.0, 130.0])
+    return jnp.exp(-jnp.square((boxes - ideal[None]) / 200.0).sum(axis=1))
+
+
+def run_with_ious(settings, seed=0):
+    predictions, proposals = random_inputs(seed, count=40, variances=False)
+    step = jax.jit(lambda a, b: detect(a, b, SIZE, settings=settings, box_coder=CODER, predict_iou=nearness))
+    return step(predictions, proposals)
+
+
+def test_iou_guided_suppression_and_refinement():
+    guided = PostprocessSettings(suppression="iou_guided", detections_per_image=30)
+    plain = run_with_ious(guided)
+    refined = run_with_ious(
+        dataclasses.replace(guided, refine_steps=5, refine_step_size=20.0, refine_keep_best=True)
+    )
+    before, after = nearness(plain.boxes, None), nearness(refined.boxes, None)
+    assert (np.asarray(after - before)[plain.valid] >= -1e-6).all()
+    assert (np.asarray(after - before)[plain.valid] > 1e-3).any()
+    np.testing.assert_array_equal(refined.scores, plain.scores)
+    boxes = np.asarray(refined.boxes)[refined.valid]
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= [WIDTH, HEIGHT, WIDTH, HEIGHT]).all()
+
+
+def test_scores_by_predicted_iou_are_sorted_anew():
+    plain = run_with_ious(PostprocessSettings(detections_per_image=30))
+    weighed = run_with_ious(PostprocessSettings(detections_per_image=30, score_by_iou=True))
+    expected = np.sort(np.asarray(plain.scores * nearness(plain.boxes, None))[plain.valid])[::-1]
+    np.testing.assert_allclose(np.asarray(weighed.scores)[weighed.valid], expected, rtol=1e-6)
+    assert weighed.valid.sum() == plain.valid.sum()
+    assert sorted(map(tuple, np.asarray(weighed.boxes).tolist())) == sorted(
+        map(tuple, np.asarray(plain.boxes).tolist())
+    )
 
 
 def test_unscale():

@@ -1,0 +1,64 @@
+"""IoU-guided NMS (Jiang et al., IoU-Net, ECCV 2018): the best located box of a cluster speaks for it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from klbox_jax.ops.boxes import pairwise_iou
+from klbox_jax.ops.nms import suppress_sorted
+from klbox_jax.postprocess.soft_nms import SuppressionResult
+
+
+def iou_guided_nms(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, " N"],
+    predicted_ious: Float[Array, " N"],
+    classes: Int[Array, " N"],
+    valid: Bool[Array, " N"],
+    *,
+    iou_threshold: float,
+    max_outputs: int,
+) -> SuppressionResult:
+    """Takes the box of the largest predicted IoU, removes its cluster, inherits its best score, and repeats.
+
+    The paper's Algorithm 1. The cluster of a box is itself and every remaining box of its class whose IoU with
+    it is above the threshold; the box kept gets the largest class score of its cluster.
+
+    Ranked by one number and cut by another, the picks cannot end early: the last one may have the best score.
+    Nor need they be made one by one. Which boxes are kept is hard NMS on the predicted IoU, and a removed box
+    belongs to the first of the kept ones that covers it.
+
+    Args:
+        boxes: one space, any units.
+        scores: class scores.
+        predicted_ious: rank the boxes; equal ones rank by row.
+        classes: only equal classes act on each other.
+        valid: False rows are neither kept nor counted, whatever they hold.
+        iou_threshold: an IoU equal to it does not remove (as in `hard_nms`).
+        max_outputs: number of slots.
+
+    Returns:
+        The kept boxes of the best scores, best first; equal scores go by the predicted IoU. `scores` are those
+        of the clusters.
+    """
+    num_boxes = boxes.shape[0]
+    order = jnp.argsort(jnp.where(valid, predicted_ious, -jnp.inf), descending=True, stable=True)
+    boxes, scores, classes, valid = boxes[order], scores[order], classes[order], valid[order]
+    keep = suppress_sorted(boxes, valid, iou_threshold=iou_threshold, classes=classes)
+
+    row = jnp.arange(num_boxes)
+    covers = (pairwise_iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes[None, :])
+    first = jnp.min(jnp.where(covers & keep[:, None], row[:, None], num_boxes), axis=0)
+    # Said outright, not by IoU: an empty box does not overlap itself.
+    owner = jnp.where(keep, row, jnp.where(valid, first, num_boxes))
+    cluster_scores = jnp.full(num_boxes, -jnp.inf).at[owner].max(scores, mode="drop")
+
+    ranked = jnp.where(keep, cluster_scores, -jnp.inf)
+    top_scores, position = jax.lax.top_k(ranked, min(max_outputs, num_boxes))
+    found = keep[position]
+    unused = (0, max(max_outputs - num_boxes, 0))
+    return SuppressionResult(
+        indices=jnp.pad(jnp.where(found, order[position], 0), unused),
+        scores=jnp.pad(jnp.where(found, top_scores, 0.0), unused),
+        valid=jnp.pad(found, unused),
+    )

@@ -1,0 +1,115 @@
+"""How detections are made from predictions: the switches and their numbers."""
+
+import dataclasses
+import math
+
+from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS
+from klbox_jax.postprocess.voting import VARIANCE_MODES
+
+VOTING_METHODS = ("none", "variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
+_NEEDS_VARIANCES = ("variance", "bayes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PostprocessSettings:
+    """How detections are made from predictions; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+        suppression: `hard`, `soft_linear`, `soft_gaussian`, or `iou_guided` with an IoU head.
+        voting: `none`; `variance` (He et al. 2019) or `bayes` (BayesOD) for a head that predicts variances;
+            `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head.
+        sigma_t: width of the IoU weight in `variance`, `iou` and `iou_score`.
+        voting_variance: what `box_stds` means after voting: `average`, `fused` or `winner` (see `voting`).
+            That of `bayes` is fused by definition.
+        box_voting_threshold: IoU from which a candidate votes in `box_voting`.
+        wbf_threshold: IoU above which a candidate joins a cluster of `wbf`.
+        bayes_affinity: IoU above which a candidate is fused by `bayes`.
+        bayes_calibration: factor on the variance that `bayes` reports.
+        nms_threshold: IoU above which `hard` and `iou_guided` remove a box.
+        soft_nms_sigma: width of the decay of `soft_gaussian`.
+        soft_nms_threshold: IoU from which `soft_linear` decays.
+        score_threshold: a candidate has a class probability above this.
+        soft_nms_min_score: the soft methods drop a box whose score falls below this.
+        refine_steps: rounds of the IoU head's gradient ascent on each detection; 0 for none.
+        refine_step_size: of the ascent, lambda of `refine_boxes`.
+        refine_keep_best: return the best box of the ascent instead of the last.
+        score_by_iou: multiply each score by the predicted IoU.
+        pre_nms_topk: candidates of an image, over all classes, before suppression.
+        detections_per_image: slots of the result.
+
+    Raises:
+        ValueError: naming the field and what it may be.
+    """
+
+    suppression: str = "hard"
+    voting: str = "none"
+    sigma_t: float = 0.02
+    voting_variance: str = "average"
+    box_voting_threshold: float = 0.5
+    wbf_threshold: float = 0.55
+    bayes_affinity: float = 0.7
+    bayes_calibration: float = 1.0
+    nms_threshold: float = 0.5
+    soft_nms_sigma: float = 0.5
+    soft_nms_threshold: float = 0.3
+    score_threshold: float = 0.05
+    soft_nms_min_score: float = 0.001
+    refine_steps: int = 0
+    refine_step_size: float = 0.5
+    refine_keep_best: bool = False
+    score_by_iou: bool = False
+    pre_nms_topk: int = 1000
+    detections_per_image: int = 100
+
+    def __post_init__(self):
+        choices = {
+            "suppression": SUPPRESSION_METHODS,
+            "voting": VOTING_METHODS,
+            "voting_variance": VARIANCE_MODES,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith(("threshold", "min_score", "affinity")) and not 0 <= value <= 1:
+                raise ValueError(f"{field.name} must lie in [0, 1]; got {value!r}.")
+        if self.bayes_affinity == 1:
+            raise ValueError(
+                "bayes_affinity must be below 1: no IoU is above it, and nothing would be fused."
+            )
+        for name in ("sigma_t", "soft_nms_sigma", "bayes_calibration", "refine_step_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite; got {getattr(self, name)!r}.")
+        for name in ("pre_nms_topk", "detections_per_image"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a positive integer; got {getattr(self, name)!r}.")
+        if not (isinstance(self.refine_steps, int) and self.refine_steps >= 0):
+            raise ValueError(f"refine_steps must be 0 or a positive integer; got {self.refine_steps!r}.")
+
+    @property
+    def needs_predicted_ious(self) -> bool:
+        """Whether an IoU head has a part in it."""
+        return self.suppression == "iou_guided" or self.refine_steps > 0 or self.score_by_iou
+
+    def check_head(self, *, has_variances: bool, has_iou_head: bool) -> None:
+        """Raises ValueError, with the field to change, where the settings need what the head does not predict."""
+        if self.voting in _NEEDS_VARIANCES and not has_variances:
+            raise ValueError(
+                f"voting={self.voting!r} needs box_log_vars, which this head does not predict: set "
+                "config.model.box_loss to a loss with variances (such as kl) and train with it, or set "
+                "config.postprocess.voting to none, iou, iou_score, box_voting or wbf."
+            )
+        if self.needs_predicted_ious and not has_iou_head:
+            field = (
+                "suppression='iou_guided'"
+                if self.suppression == "iou_guided"
+                else f"refine_steps={self.refine_steps}"
+                if self.refine_steps
+                else "score_by_iou=True"
+            )
+            raise ValueError(
+                f"{field} needs an IoU head, which this model does not have: set "
+                "config.model.iou_head.enabled=True and train with it, or choose another "
+                f"config.postprocess.{field.split('=')[0]}."
+            )
