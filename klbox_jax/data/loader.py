@@ -24,7 +24,8 @@ def check_fits(source: Source, preprocessing: Preprocessing) -> Int[ndarray, " n
     The array is what `TrainPlan` and `EvalPlan` are made from, so no plan exists for data that do not fit.
 
     Raises:
-        DataError: an image fits no canvas, has more objects than slots, or only some images have label noise.
+        DataError: an image fits no canvas, has more objects than slots, only some images have label noise, or
+            masks are wanted and there are none.
     """
     if not source.records:
         raise DataError(f"{source.name} has no images.")
@@ -34,6 +35,11 @@ def check_fits(source: Source, preprocessing: Preprocessing) -> Int[ndarray, " n
             raise DataError(
                 f"{source.name}: either all images have box_stds or none, but {record.file_name} and "
                 f"{source.records[0].file_name} differ."
+            )
+        if preprocessing.mask_size and record.segmentations is None:
+            raise DataError(
+                f"{source.name} has no masks ({record.file_name}). Set config.data.mask_size to 0, or use a data "
+                "set that has them."
             )
     return np.array([choose_canvas(record, preprocessing) for record in source.records], np.int32)
 
@@ -149,4 +155,5 @@ def _make_slot(
         new_size=new_size,
         flip=flip,
         max_gt=preprocessing.max_gt,
+        mask_size=preprocessing.mask_size,
     )

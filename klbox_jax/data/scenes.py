@@ -228,17 +228,25 @@ class ScenesSource:
             return np.asarray(image)
 
     def coco_ground_truth(self) -> dict:
-        """Returns the COCO dictionary of this source's boxes (amodal; `area` is that of the box)."""
+        """Returns the COCO dictionary of this source's boxes (amodal; `area` is that of the box).
+
+        Beside the fields of COCO an annotation has `bbox_noisy`, the box as annotated, in the form of `bbox`
+        (which is the exact one if `boxes="exact"`), and `bbox_std`, the true stds of its label noise
+        (`x1, y1, x2, y2`, pixels).
+        """
         annotations = []
-        for record in self.records:
-            corners = record.boxes.astype(float)
-            for (x1, y1, x2, y2), class_index in zip(corners.tolist(), record.classes, strict=True):
+        for record, detail in zip(self.records, self.details, strict=True):
+            rows = (record.boxes, detail["boxes_noisy"], record.box_stds)
+            rows = (row.astype(float).tolist() for row in rows)
+            for (x1, y1, x2, y2), noisy, stds, class_index in zip(*rows, record.classes, strict=True):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": record.image_id,
                         "category_id": self.category_ids[class_index],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "bbox_noisy": [*noisy[:2], noisy[2] - noisy[0], noisy[3] - noisy[1]],
+                        "bbox_std": stds,
                         "area": (x2 - x1) * (y2 - y1),
                         "iscrowd": 0,
                     }

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 
+from klbox_jax.data.masks import rasterize
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.structures import Batch, GroundTruth
 
@@ -34,6 +35,7 @@ class Preprocessing:
         flip: mirror half of the training images.
         scale_jitter: range of a factor on the size of each training image, drawn uniformly; cut where
             the image would leave its canvas.
+        mask_size: cells along each side of an object's mask, which lies in its box; 0 for no masks.
 
     Raises:
         ValueError: a field is out of range.
@@ -45,6 +47,7 @@ class Preprocessing:
     max_gt: int
     flip: bool = True
     scale_jitter: tuple[float, float] = (1.0, 1.0)
+    mask_size: int = 0
 
     def __post_init__(self):
         if not 1 <= self.short_side <= self.long_side:
@@ -56,6 +59,8 @@ class Preprocessing:
         low, high = self.scale_jitter
         if not 0 < low <= high:
             raise ValueError(f"scale_jitter must be (low, high), 0 < low <= high, got {self.scale_jitter}.")
+        if self.mask_size < 0:
+            raise ValueError(f"mask_size must not be negative, got {self.mask_size}.")
 
 
 def resized_size(
@@ -118,6 +123,7 @@ def make_example(
     new_size: tuple[int, int],
     flip: bool,
     max_gt: int,
+    mask_size: int = 0,
 ) -> Batch:
     """Returns one image as an unbatched `Batch` of NumPy arrays.
 
@@ -128,6 +134,8 @@ def make_example(
         new_size: `(height, width)` of the resized image.
         flip: mirror left and right.
         max_gt: ground-truth slots.
+        mask_size: cells along each side of a mask (0 or 1 each; all 0 in padded slots); 0 for no masks. The
+            record must have segmentations otherwise.
 
     Raises:
         DataError: the image has more than `max_gt` objects.
@@ -155,12 +163,20 @@ def make_example(
     if record.box_stds is not None:
         scaled = np.maximum(record.box_stds * scale_xyxy, MIN_BOX_STD)
         box_stds = _padded(scaled[:, [2, 1, 0, 3]] if flip else scaled, max_gt, fill=1.0, dtype=np.float32)
+    masks = None
+    if mask_size:
+        masks = np.zeros((max_gt, mask_size, mask_size), np.uint8)
+        # A mask lies in its box, and so moves and scales with it.
+        for row, (segmentation, box) in enumerate(zip(record.segmentations, record.boxes, strict=True)):
+            mask = rasterize(segmentation, box, mask_size=mask_size, height=record.height)
+            masks[row] = mask[:, ::-1] if flip else mask
     gt = GroundTruth(
         boxes=_padded(boxes, max_gt, fill=(0.0, 0.0, 1.0, 1.0), dtype=np.float32),
         classes=_padded(record.classes, max_gt, fill=0.0, dtype=np.int32),
         is_crowd=_padded(record.is_crowd, max_gt, fill=False, dtype=np.bool_),
         valid=_padded(has_size, max_gt, fill=False, dtype=np.bool_),
         box_stds=box_stds,
+        masks=masks,
     )
     return Batch(
         images=pixels,

@@ -127,6 +127,24 @@ def test_ground_truth_keeps_ids_and_fills_what_is_missing(folder):
     assert len(source.coco_ground_truth()["images"]) == 3
 
 
+def test_masks_follow_their_boxes(folder):
+    content = _content()
+    square, runs = [[1, 2, 4, 2, 4, 6.5, 1, 6]], {"size": [20, 30], "counts": [10, 5, 585]}
+    for entry, segmentation in zip(content["annotations"], (square, runs, square), strict=True):
+        entry["segmentation"] = segmentation
+    content["annotations"][2]["bbox"][3] = 0  # Its mask goes with it.
+    _write(folder, content)
+    source = CocoSource(folder, "train", masks=True)
+    assert [len(record.segmentations) for record in source.records] == [1, 1, 0]
+    np.testing.assert_array_equal(source.records[0].segmentations[0], [10, 5, 585])
+    assert source.records[1].segmentations[0][0].shape == (4, 2)
+    truth = source.coco_ground_truth()
+    assert [entry["segmentation"] for entry in truth["annotations"]] == [square, runs, square]
+    plain = CocoSource(folder, "train")
+    assert plain.records[0].segmentations is None
+    assert "segmentation" not in plain.coco_ground_truth()["annotations"][0]
+
+
 def _average_precision(truth):
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -279,8 +297,8 @@ def test_duplicate_ids(folder, section, value):
 @pytest.mark.parametrize(
     ("bbox", "fault"),
     [
-        ([1, 2, 0, 4], "no positive width and height"),
-        ([1, 2, 3, -4], "no positive width and height"),
+        ([1, 2, -1, 4], "a negative width or height"),
+        ([1, 2, 3, -4], "a negative width or height"),
         ([16, 2, 3, 4], "no part inside its image"),
         ([1, 40, 3, 4], "no part inside its image"),
         ([-9, 2, 9, 4], "no part inside its image"),
@@ -291,6 +309,16 @@ def test_useless_boxes_name_their_annotation(folder, bbox, fault):
     message = _broken(folder, lambda c: c["annotations"][0].update(bbox=bbox))
     assert "annotation 5 has a box" in message
     assert fault in message
+
+
+def test_boxes_without_extent_are_left_to_the_evaluation(folder):
+    content = _content()
+    content["annotations"][1]["bbox"] = [3, 4, 5, 0]
+    _write(folder, content)
+    source = CocoSource(folder, "train")
+    np.testing.assert_array_equal(source.records[0].boxes, [[20, 10, 30, 20]])
+    np.testing.assert_array_equal(source.records[0].classes, [1])
+    assert [entry["id"] for entry in source.coco_ground_truth()["annotations"]] == [5, 7, 9]
 
 
 def test_tiny_boxes_are_kept(folder):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from klbox_jax.data.coco import CocoSource
 from klbox_jax.data.loader import check_fits, eval_batches, train_batches
+from klbox_jax.data.masks import run_lengths
 from klbox_jax.data.plan import EvalPlan, TrainPlan
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Preprocessing
@@ -135,6 +136,27 @@ def test_flips_and_scales_vary_and_can_be_switched_off():
     assert {tuple(size) for b in batches for size in b.image_size.tolist()} == {(40, 24), (24, 40), (24, 24)}
     left = np.concatenate([b.gt.boxes[:, 0, 0][b.gt.valid[:, 0]] for b in batches])
     np.testing.assert_allclose(left, 0.8 * (left > 0.7) + 0.6 * (left <= 0.7), rtol=1e-5)
+
+
+def test_masks_come_in_batches_of_fixed_shape():
+    source = MemorySource()
+    with pytest.raises(DataError, match=r"memory has no masks \(0\.png\)\. Set config\.data\.mask_size to 0"):
+        check_fits(source, dataclasses.replace(PREPROCESSING, mask_size=5))
+    for index, record in enumerate(source.records):
+        # The left half of every box of MemorySource, from 1 to 20.
+        left = np.zeros((record.height, record.width), bool)
+        left[:, :10] = True
+        masks = (run_lengths(left),) * len(record.boxes)
+        source.records[index] = dataclasses.replace(record, segmentations=masks)
+    assert _train(source, steps=1)[0].gt.masks is None
+    preprocessing = dataclasses.replace(PREPROCESSING, mask_size=2)
+    plan = TrainPlan(check_fits(source, preprocessing), batch_size=4, seed=7)
+    batches = list(train_batches(source, plan, preprocessing, start_step=0, num_steps=14, num_threads=0))
+    assert {batch.gt.masks.shape for batch in batches} == {(4, 4, 2, 2)}
+    masks, valid = (np.concatenate([getattr(b.gt, name) for b in batches]) for name in ("masks", "valid"))
+    assert not masks[~valid].any()
+    rows = {tuple(mask.ravel().tolist()) for mask in masks[valid]}
+    assert rows == {(1, 0, 1, 0), (0, 1, 0, 1)}  # as annotated, and flipped
 
 
 @pytest.mark.parametrize("threads", [0, 2])

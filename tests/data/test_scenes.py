@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -281,6 +282,23 @@ def test_exact_boxes_evaluated_as_detections_are_perfect(data_dir):
     assert evaluation.stats[0] == pytest.approx(1.0)
     assert len(truth["images"]) == 8
     assert [c["id"] for c in truth["categories"]] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("boxes", ["exact", "noisy"])
+def test_ground_truth_has_the_labels_and_their_noise(data_dir, boxes):
+    source = ScenesSource(data_dir, "validation", boxes=boxes, **TINY)
+    annotations = source.coco_ground_truth()["annotations"]
+    for name, expected in (
+        ("bbox", np.concatenate([record.boxes for record in source.records])),
+        ("bbox_noisy", np.concatenate([detail["boxes_noisy"] for detail in source.details])),
+    ):
+        found = np.array([entry[name] for entry in annotations])
+        found[:, 2:] += found[:, :2]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    stds = [entry["bbox_std"] for entry in annotations]
+    np.testing.assert_array_equal(stds, np.concatenate([record.box_stds for record in source.records]))
+    assert json.loads(json.dumps(annotations)) == annotations
+    assert all((entry["bbox"] == entry["bbox_noisy"]) == (boxes == "noisy") for entry in annotations)
 
 
 def test_an_interrupted_preparation_is_begun_anew(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from klbox_jax.data.masks import run_lengths
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import (
     Preprocessing,
@@ -11,7 +12,7 @@ from klbox_jax.data.transforms import (
     make_example,
     resized_size,
 )
-from tests.references import placement
+from tests.references import placement, segmentation
 
 
 def _record(height, width, boxes=(), *, box_stds=None, is_crowd=None):
@@ -192,6 +193,49 @@ def test_scaled_boxes_never_leave_the_image():
             assert (box <= [new_size[1], new_size[0]] * 2).all()
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("new_size", [(40, 50), (31, 57)])
+def test_masks_lie_on_the_pixels_of_their_objects(flip, new_size):
+    triangle = [(5.0, 4.0), (45.0, 12.0), (14.0, 35.0)]
+    ragged = np.random.default_rng(6).random((40, 50)) < 0.5
+    box = [4.5, 3.25, 46, 36]
+    record = dataclasses.replace(
+        _record(40, 50, [box, box]), segmentations=((np.array(triangle),), run_lengths(ragged))
+    )
+    example = make_example(
+        _noise(40, 50), record, canvas=(64, 64), new_size=new_size, flip=flip, max_gt=4, mask_size=21
+    )
+    assert example.gt.masks.shape == (4, 21, 21)
+    assert example.gt.masks.dtype == np.uint8
+    assert not example.gt.masks[2:].any()
+
+    # Each cell of the box in the canvas, taken back to the file.
+    def in_file(x, y):
+        x = new_size[1] - x if flip else x
+        return x * 50 / new_size[1], y * 40 / new_size[0]
+
+    def in_triangle(x, y):
+        return segmentation.covers([triangle], *in_file(x, y))
+
+    def in_ragged(x, y):
+        x, y = in_file(x, y)
+        return ragged[int(y), int(x)]
+
+    for mask, box, is_covered in zip(
+        example.gt.masks, example.gt.boxes, (in_triangle, in_ragged), strict=False
+    ):
+        np.testing.assert_array_equal(mask, segmentation.picture(is_covered, box, 21))
+
+
+def test_without_a_mask_size_there_are_no_masks():
+    record = dataclasses.replace(
+        _record(40, 50, [[1, 1, 9, 9]]), segmentations=(run_lengths(np.ones((40, 50), bool)),)
+    )
+    settings = {"canvas": (64, 64), "new_size": (40, 50), "flip": False, "max_gt": 2}
+    assert make_example(_noise(40, 50), record, **settings).gt.masks is None
+    assert make_example(_noise(40, 50), record, **settings, mask_size=3).gt.masks.sum() == 9
+
+
 def test_too_many_objects_name_the_image():
     with pytest.raises(DataError, match=r"pond/17\.jpg \(image 17\) has 3 objects, but max_gt is 2.*Raise"):
         make_example(
@@ -229,6 +273,7 @@ def test_shrinking_averages_areas():
         ({"max_gt": 0}, "max_gt"),
         ({"scale_jitter": (0.0, 1.0)}, "scale_jitter"),
         ({"scale_jitter": (1.2, 0.8)}, "scale_jitter"),
+        ({"mask_size": -1}, "mask_size"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -1,0 +1,184 @@
+"""Reads detection sets that tensorflow-datasets has prepared, by their name and without TensorFlow.
+
+tensorflow-datasets can read a prepared folder of ArrayRecord files without TensorFlow, but most of its builders
+need TensorFlow to prepare one. So nothing is prepared here: that is done once, elsewhere if need be, with
+
+    tfds.builder("voc/2007", data_dir=..., file_format="array_record").download_and_prepare()
+
+A prepared folder names the Python classes of its features, which are then imported: open only folders that you
+trust.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+
+from klbox_jax.data.image import decode_image
+from klbox_jax.data.source import DataError, Record, coco_dictionary
+
+# What marks an object that is not to be learnt, where a set has it.
+_IGNORED = ("is_crowd", "is_difficult")
+
+
+class TfdsSource:
+    """A split of a prepared set as `klbox_jax.data.source.Source`.
+
+    The set must have the features `image` and `objects`, with `bbox` (`ymin, xmin, ymax, xmax` as shares of the
+    image) and `label`; `is_crowd` and `is_difficult` of `objects`, and `image/id`, are used where they exist.
+    `coco/2017`, `voc/2007` and `voc/2012` are such sets. There are no masks.
+
+    Categories are numbered from 1 in the order of the labels: the set does not hold the ids of its origin. Where
+    there is no integer `image/id` the images are numbered from 1. A record's `is_crowd` marks crowds and difficult
+    objects.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: Sequence[Record]
+
+    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike):
+        """Reads the split once, for its annotations and the sizes of its images; no image is decoded.
+
+        Args:
+            name: of the set, with its config and version where it has several: `voc/2007`, `voc/2007:5.0.0`.
+            split: e.g. `train`, or a slice such as `train[:80%]`.
+            data_dir: the folder that prepared sets lie in.
+
+        Raises:
+            DataError: the set is not prepared there as ArrayRecord, has no such split or features, or an object of
+                it is unusable.
+        """
+        self.name = f"{name}/{split}"
+        folder = _prepared_folder(name, Path(data_dir))
+        builder = tfds.builder_from_directory(folder)
+        fields = _object_features(builder, folder)
+        self.class_names = tuple(fields["label"].names)
+        self.category_ids = tuple(range(1, len(self.class_names) + 1))
+        features = builder.info.features.items()
+        has_ids = any(
+            key == "image/id" and np.issubdtype(feature.np_dtype, np.integer) for key, feature in features
+        )
+        decoders = {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in features
+            if isinstance(feature, tfds.features.Image)
+        }
+        try:
+            self._examples = builder.as_data_source(split, decoders=decoders)
+        except NotImplementedError as error:
+            raise DataError(
+                f"{folder} is prepared in the format {builder.info.file_format.value}, which has no random access. "
+                f"Prepare {name} again in another folder with file_format='array_record'."
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}."
+            ) from error
+        self.records = tuple(
+            self._make_record(example, int(example["image/id"]) if has_ids else number, folder / split)
+            for number, example in enumerate(self._examples, start=1)
+        )
+        ids = {record.image_id for record in self.records}
+        if len(ids) < len(self.records) or (ids and not -(2**31) <= min(ids) <= max(ids) < 2**31):
+            raise DataError(
+                f"{folder}: the 'image/id' of {split} are not unique 32-bit integers. Prepare the set with others."
+            )
+
+    def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
+        """Returns the decoded RGB image of `records[index]`; raises DataError."""
+        record = self.records[index]
+        return decode_image(
+            self._examples[index]["image"], height=record.height, width=record.width, name=record.file_name
+        )
+
+    def coco_ground_truth(self) -> dict:
+        """Returns the COCO dictionary of the records."""
+        return coco_dictionary(self)
+
+    def _make_record(self, example: dict[str, Any], image_id: int, folder: Path) -> Record:
+        file_name = f"{folder}/{image_id}"
+        width, height = _image_size(example["image"], file_name)
+        objects = example["objects"]
+        y1, x1, y2, x2 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
+        corners = np.stack([x1 * width, y1 * height, x2 * width, y2 * height], axis=1)
+        boxes = np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
+        is_fault = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # also where an edge is NaN
+        if is_fault.any():
+            raise DataError(
+                f"{file_name}: object {int(is_fault.argmax()) + 1} of the image has a box without width or height "
+                f"inside it ({corners[is_fault][0].tolist()}). Correct the set's origin, and prepare it again."
+            )
+        classes = np.asarray(objects["label"], np.int32).reshape(-1)
+        if ((classes < 0) | (classes >= len(self.class_names))).any():
+            raise DataError(f"{file_name}: an object has no label. Use a split that is annotated.")
+        is_crowd = np.zeros(len(boxes), bool)
+        for key in set(_IGNORED) & set(objects):
+            is_crowd |= np.asarray(objects[key], bool).reshape(-1)
+        return Record(
+            image_id=image_id,
+            file_name=file_name,
+            height=height,
+            width=width,
+            boxes=boxes,
+            classes=classes,
+            is_crowd=is_crowd,
+        )
+
+
+def _prepared_folder(name: str, data_dir: Path) -> Path:
+    """Returns the folder of a prepared set's newest version; raises DataError."""
+    folder = data_dir.expanduser() / name.replace(":", "/")
+    advice = (
+        f"Prepare it there: tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
+        ".download_and_prepare()"
+    )
+    if not folder.is_dir():
+        raise DataError(f"{folder} does not exist: {name} is not prepared. {advice}.")
+    if not (folder / "features.json").is_file():
+        versions = [
+            version for version in _versions(folder) if (folder / version / "features.json").is_file()
+        ]
+        if not versions:
+            inside = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "nothing"
+            raise DataError(
+                f"{folder} holds no prepared version of {name}, but {inside}. If these are its configs, add one to "
+                f"the name. {advice}."
+            )
+        folder = folder / versions[-1]
+    return folder
+
+
+def _versions(folder: Path) -> list[str]:
+    return [str(version) for version in tfds.core.utils.version.list_all_versions(folder)]
+
+
+def _object_features(builder: Any, folder: Path) -> dict[str, Any]:
+    """Returns the features of an object by name; raises DataError where the set is not one for detection."""
+    features = dict(builder.info.features.items())
+    objects = getattr(features.get("objects"), "feature", None)
+    fields = dict(objects.items()) if isinstance(objects, tfds.features.FeaturesDict) else {}
+    if not isinstance(features.get("image"), tfds.features.Image) or not {"bbox", "label"} <= fields.keys():
+        raise DataError(
+            f"{folder} has the features {', '.join(sorted(features))}, but not 'image' and 'objects' with 'bbox' and "
+            "'label'. Choose a set for detection."
+        )
+    if not getattr(fields["label"], "names", None):
+        raise DataError(f"{folder} does not name its classes. Choose a set whose labels have names.")
+    return fields
+
+
+def _image_size(encoded: bytes, name: str) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size
+    except OSError as error:
+        raise DataError(f"{name} is not an image ({error}). Prepare the set again.") from error

@@ -1,0 +1,183 @@
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from klbox_jax.data.source import DataError, Source
+from klbox_jax.data.tfds_source import TfdsSource
+
+# ymin, xmin, ymax, xmax as shares; label; difficult. Image i is 20 + i pixels high and 30 wide.
+OBJECTS = [
+    [],
+    [((0.0, 0.5, 1.0, 1.0), 1, False)],
+    [((0.5, 0.1, 1.0, 0.2), 0, True), ((0.0, 0.0, 0.5, 1.0), 2, False)],
+]
+
+
+class Pond(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.2.0")
+    url_infos = None
+    objects = OBJECTS
+    image_ids = (7, 5, 6)
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "image/id": np.int64,
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(
+                {
+                    "bbox": tfds.features.BBoxFeature(),
+                    "label": tfds.features.ClassLabel(names=["fish", "ray", "shark"]),
+                    "is_difficult": np.bool_,
+                }
+            ),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, objects in enumerate(self.objects):
+            image = io.BytesIO()
+            Image.new("RGB", (30, 20 + i), (0, 0, 99)).save(image, "JPEG")
+            image.seek(0)
+            yield (
+                i,
+                {
+                    "image": image,
+                    "image/id": self.image_ids[i],
+                    "image/filename": f"{i}.jpg",
+                    "objects": [
+                        {"bbox": tfds.features.BBox(*box), "label": label, "is_difficult": difficult}
+                        for box, label, difficult in objects
+                    ],
+                },
+            )
+
+
+class Faces(tfds.core.GeneratorBasedBuilder):
+    """No detection set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"age": np.int64}))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        yield 0, {"age": 3}
+
+
+def _prepare(builder_class, folder):
+    tfds.disable_progress_bar()
+    builder_class(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    _prepare(Pond, folder)
+    return folder
+
+
+def test_records_by_hand(data_dir):
+    source = TfdsSource("pond", "train", data_dir=data_dir)
+    assert isinstance(source, Source)
+    assert (source.name, source.class_names) == ("pond/train", ("fish", "ray", "shark"))
+    assert source.category_ids == (1, 2, 3)
+    assert [record.image_id for record in source.records] == [7, 5, 6]
+    assert [(record.height, record.width) for record in source.records] == [(20, 30), (21, 30), (22, 30)]
+    empty, one, two = source.records
+    assert empty.boxes.shape == (0, 4)
+    np.testing.assert_allclose(one.boxes, [[15, 0, 30, 21]], rtol=1e-6)
+    np.testing.assert_allclose(two.boxes, [[3, 11, 6, 22], [0, 0, 30, 11]], rtol=1e-6)
+    np.testing.assert_array_equal(two.classes, [0, 2])
+    np.testing.assert_array_equal(two.is_crowd, [True, False])
+    assert two.file_name.endswith("pond/1.2.0/train/6")
+    assert source.load_image(2).shape == (22, 30, 3)
+    truth = source.coco_ground_truth()
+    assert [entry["iscrowd"] for entry in truth["annotations"]] == [0, 1, 0]
+    assert [entry["category_id"] for entry in truth["annotations"]] == [2, 1, 3]
+
+
+def test_versions_and_slices(data_dir):
+    assert len(TfdsSource("pond:1.2.0", "train[1:]", data_dir=data_dir).records) == 2
+    (data_dir / "pond" / "1.10.0").mkdir()
+    try:
+        # An empty folder is no version.
+        assert len(TfdsSource("pond", "train", data_dir=str(data_dir)).records) == 3
+    finally:
+        (data_dir / "pond" / "1.10.0").rmdir()
+
+
+def test_what_is_not_there_is_named(data_dir):
+    with pytest.raises(
+        DataError, match=r"lake does not exist: lake is not prepared\. Prepare it there: tfds\.b"
+    ):
+        TfdsSource("lake", "train", data_dir=data_dir)
+    with pytest.raises(DataError, match=r"pond/2\.0\.0 does not exist"):
+        TfdsSource("pond:2.0.0", "train", data_dir=data_dir)
+    with pytest.raises(DataError, match=r"pond/1\.2\.0 has no split 'test'; it has train"):
+        TfdsSource("pond", "test", data_dir=data_dir)
+    with pytest.raises(DataError, match=r"holds no prepared version of \., but .*pond\. If"):
+        TfdsSource(".", "train", data_dir=data_dir)
+
+
+def test_another_format_is_refused(data_dir, tmp_path):
+    copy = tmp_path / "pond" / "1.2.0"
+    copy.mkdir(parents=True)
+    for path in (data_dir / "pond" / "1.2.0").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
+    with pytest.raises(
+        DataError, match=r"1\.2\.0 is prepared in the format tfrecord, .* file_format='array_record'"
+    ):
+        TfdsSource("pond", "train", data_dir=tmp_path)
+
+
+def test_sets_without_boxes_are_refused(tmp_path):
+    _prepare(Faces, tmp_path)
+    with pytest.raises(DataError, match=r"faces/1\.0\.0 has the features age, but not 'image' and 'objects'"):
+        TfdsSource("faces", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (
+            {"objects": [[], [((0.5, 0.1, 0.5, 0.2), 0, False)]]},
+            r"train/5: object 1 .* without width or height",
+        ),
+        ({"objects": [[((0.1, 0.1, 0.2, 0.2), -1, False)]]}, r"train/7: an object has no label"),
+        ({"image_ids": (7, 7, 6)}, r"the 'image/id' of train are not unique"),
+        ({"image_ids": (2**40, 7, 6)}, r"the 'image/id' of train are not unique 32-bit integers"),
+    ],
+)
+def test_unusable_objects_and_ids(tmp_path, monkeypatch, changes, fault):
+    for name, value in changes.items():
+        monkeypatch.setattr(Pond, name, value)
+    _prepare(Pond, tmp_path)
+    with pytest.raises(DataError, match=fault):
+        TfdsSource("pond", "train", data_dir=tmp_path)
+
+
+def test_no_tensorflow(data_dir):
+    code = (
+        "import sys; from klbox_jax.data.tfds_source import TfdsSource; "
+        f"s = TfdsSource('pond', 'train', data_dir={str(data_dir)!r}); s.load_image(0); "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
