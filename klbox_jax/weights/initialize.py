@@ -1,10 +1,8 @@
-"""Which reader fills which backbone from a file of pretrained weights."""
+"""Fills a detector's backbone from a file of pretrained weights."""
 
 from typing import Any
 
-from klbox_jax.weights.mobilenet_v2 import load_mobilenet_v2
-
-LOADERS = {"mobilenet_v2": load_mobilenet_v2}
+from klbox_jax.weights.convert import load_weights
 
 
 def initialize_backbone(params: dict[str, Any], *, name: str, path: str) -> dict[str, Any]:
@@ -16,12 +14,13 @@ def initialize_backbone(params: dict[str, Any], *, name: str, path: str) -> dict
         path: the file.
 
     Raises:
-        ValueError: there is no reader for this backbone.
+        ValueError: nobody publishes weights for this backbone.
         WeightFileError: the file is unusable.
     """
-    if name not in LOADERS:
+    if name == "resnet":
         raise ValueError(
-            f"config.model.init_weights: no reader for the backbone {name!r}, only for {', '.join(LOADERS)}; "
-            "leave it empty to train from random weights"
+            "config.model.init_weights: no reader for the backbone 'resnet', whose weights start random; "
+            "leave it empty"
         )
-    return params | {"backbone": LOADERS[name](path, params["backbone"])}
+    backbone, _ = load_weights({"backbone": params["backbone"]}, path)
+    return params | backbone

@@ -5,10 +5,8 @@ zip archive of today. Their pickles may name only what a state dict is made of; 
 and nothing that can be named does more than build a dictionary, a tuple or a description of a tensor.
 """
 
-import collections
 import math
 import os
-import pickle
 import struct
 import zipfile
 from typing import Any, BinaryIO, NamedTuple
@@ -16,14 +14,21 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from klbox_jax.weights.restricted_unpickler import (
+    FETCH,
+    OrderedDictMaker,
+    RestrictedUnpickler,
+    WeightFileError,
+    is_count,
+    named_leaves,
+)
+
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+# How a file of each layout begins; in the old one PROTO 2, then LONG1 with the ten bytes of the number.
+LEGACY_START = b"\x80\x02\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little")
+ZIP_START = b"PK\x03\x04"
 PROTOCOL_VERSION = 1001
 RESAVE = "save its state_dict() again with torch.save"
-FETCH = "fetch or copy the file again"
-
-# Far above any real checkpoint; a nested dictionary may name one inner dictionary exponentially often.
-MAX_ENTRIES = 1_000_000
-MAX_DEPTH = 16
 MAX_DIMENSIONS = 32
 
 STORAGE_DTYPES = {
@@ -40,10 +45,6 @@ STORAGE_DTYPES = {
 }
 
 
-class WeightFileError(ValueError):
-    """A weight file cannot be used; the message names the file, the reason and the remedy."""
-
-
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict by name, as read-only arrays that may share memory.
 
@@ -57,12 +58,13 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            if file.read(4) == b"PK\x03\x04":
+            if file.read(4) == ZIP_START:
                 root, storages = _read_zip(file, path)
             else:
                 file.seek(0)
                 root, storages = _read_legacy(file, path)
-        return _tensors(root, storages, path)
+        tensors = named_leaves(root, _Tensor, path=path, remedy=RESAVE)
+        return {name: _array(tensor, storages, name, path) for name, tensor in tensors.items()}
     except WeightFileError:
         raise
     except OSError as error:
@@ -118,41 +120,28 @@ class _StorageType:
 
 
 ADMITTED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): OrderedDictMaker(),
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
 } | {("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()}
 
 
-# The C unpickler allocates as many slots as the file asks for (64 GiB from a dozen bytes); the Python one
-# keeps its memo in a dictionary.
-class _Unpickler(pickle._Unpickler):
+class _Unpickler(RestrictedUnpickler):
     """Builds dictionaries and tensor descriptions; notes each storage's dtype and element count."""
 
-    # Byte arrays are zero-filled to the announced length before a byte of them is read.
-    dispatch = {  # noqa: RUF012
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-    }
-
     def __init__(self, file: BinaryIO, path: str):
-        super().__init__(file, encoding="utf-8")
-        self._path = path
+        super().__init__(file, path, admitted=ADMITTED, encoding="utf-8", remedy=RESAVE)
         self.storages: dict[str, tuple[np.dtype, int]] = {}
-
-    def find_class(self, module, name):
-        if (module, name) not in ADMITTED:
-            raise WeightFileError(
-                f"{self._path}: refused to load {module}.{name}, which is no part of a state dict; {RESAVE}."
-            )
-        return ADMITTED[module, name]
 
     def persistent_load(self, pid):
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             kind = pid[0] if isinstance(pid, tuple) and pid else pid
-            raise WeightFileError(f"{self._path}: refers to a {kind!r} where only storages may be; {RESAVE}.")
+            # Of a string alone: the repr of tuples within tuples may be endless.
+            kind = repr(kind) if isinstance(kind, str) else type(kind).__name__
+            raise WeightFileError(f"{self._path}: refers to a {kind} where only storages may be; {RESAVE}.")
         _, storage_type, key, _, numel = pid[:5]
-        if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or not _is_count(numel):
+        if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or not is_count(numel):
             raise WeightFileError(f"{self._path}: describes a storage that cannot be; {FETCH}.")
         found = storage_type.dtype, numel
         if self.storages.setdefault(key, found) != found:
@@ -161,36 +150,33 @@ class _Unpickler(pickle._Unpickler):
         if view is None:
             return _Storage(key, 0, numel)
         _, offset, length = view
-        if not _is_count(offset) or not _is_count(length) or offset + length > numel:
+        if not is_count(offset) or not is_count(length) or offset + length > numel:
             raise WeightFileError(
                 f"{self._path}: describes a view beyond the end of storage {key!r}; {FETCH}."
             )
         return _Storage(key, offset, length)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
 def _read_legacy(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
     start = file.read(16)
     file.seek(0)
-    # PROTO 2, then LONG1 with the ten bytes of the magic number.
-    if start[:14] != b"\x80\x02\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little"):
+    if not start.startswith(LEGACY_START):
         raise WeightFileError(
             f"{path}: is not a file of torch.save (it begins with {start!r}); point to a .pth file."
         )
     _Unpickler(file, path).load()
     version = _Unpickler(file, path).load()
-    if version != PROTOCOL_VERSION:
-        raise WeightFileError(f"{path}: has protocol version {version!r}, not {PROTOCOL_VERSION}; {RESAVE}.")
+    if not is_count(version) or version != PROTOCOL_VERSION:
+        shown = version if is_count(version) else type(version).__name__
+        raise WeightFileError(f"{path}: has protocol version {shown}, not {PROTOCOL_VERSION}; {RESAVE}.")
     system = _Unpickler(file, path).load()
     if not isinstance(system, dict) or dict.get(system, "little_endian") is not True:
         raise WeightFileError(f"{path}: was not written on a little-endian machine; {RESAVE} on one.")
     unpickler = _Unpickler(file, path)
     root = unpickler.load()
     keys = _Unpickler(file, path).load()
-    if not isinstance(keys, list) or set(keys) != set(unpickler.storages) or len(keys) != len(set(keys)):
+    is_sound = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_sound or sorted(keys) != sorted(unpickler.storages):
         raise WeightFileError(f"{path}: lists other storages than its tensors use; {FETCH}.")
 
     size = os.fstat(file.fileno()).st_size
@@ -247,38 +233,6 @@ def _read_zip(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
     return root, storages
 
 
-def _tensors(root: Any, storages: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
-    """Returns every tensor below `root` under its dotted name."""
-    tensors: dict[str, np.ndarray] = {}
-    entries = 0
-
-    def collect(node, prefix, depth):
-        nonlocal entries
-        # A pickle may hide a dictionary's own methods behind attributes of the instance.
-        for key, value in dict.items(node):
-            entries += 1
-            if entries > MAX_ENTRIES or depth > MAX_DEPTH:
-                raise WeightFileError(f"{path}: nests dictionaries without end; {RESAVE}.")
-            if not isinstance(key, str):
-                continue
-            name = prefix + key
-            if isinstance(value, dict):
-                collect(value, name + ".", depth + 1)
-            elif isinstance(value, _Tensor):
-                if name in tensors:
-                    raise WeightFileError(f"{path}: holds two tensors named {name!r}; {RESAVE}.")
-                tensors[name] = _array(value, storages, name, path)
-
-    if isinstance(root, dict):
-        for wrapper in ("state_dict", "model"):
-            if isinstance(dict.get(root, wrapper), dict):
-                root = dict.get(root, wrapper)
-        collect(root, "", 0)
-    if not tensors:
-        raise WeightFileError(f"{path}: holds no dictionary of tensors; {RESAVE}.")
-    return tensors
-
-
 def _array(tensor: _Tensor, storages: dict[str, np.ndarray], name: str, path: str) -> np.ndarray:
     """Returns the strided view that a tensor describes, after checking that it stays inside its storage."""
     storage, offset, size, stride = tensor
@@ -287,7 +241,7 @@ def _array(tensor: _Tensor, storages: dict[str, np.ndarray], name: str, path: st
         and isinstance(size, tuple)
         and isinstance(stride, tuple)
         and len(size) == len(stride) <= MAX_DIMENSIONS
-        and all(map(_is_count, (offset, *size, *stride)))
+        and all(map(is_count, (offset, *size, *stride)))
     )
     if not is_sound:
         raise WeightFileError(f"{path}: describes a tensor {name!r} that cannot be; {FETCH}.")

@@ -5,13 +5,13 @@ import pickle
 import struct
 import sys
 import zipfile
-from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from klbox_jax.weights.torch_file import MAGIC_NUMBER, WeightFileError, read_torch_file
+from tests.weights.pickles import ORDERED_DICT, Build, Call, Global, Persistent, Raw, dump, encode
 
 STORAGES = {
     "float64": "DoubleStorage",
@@ -27,65 +27,6 @@ STORAGES = {
 }
 
 
-# A pickler of our own, opcode by opcode: it can name torch's classes without torch, and hostile ones.
-class Global(NamedTuple):
-    module: str
-    name: str
-
-
-class Call(NamedTuple):
-    function: Any
-    args: tuple
-
-
-class Build(NamedTuple):
-    target: Any
-    state: Any
-
-
-class Persistent(NamedTuple):
-    pid: Any
-
-
-class Raw(NamedTuple):
-    opcodes: bytes
-
-
-def _encode(value):
-    match value:
-        case Raw(opcodes):
-            return opcodes
-        case Global(module, name):
-            return f"c{module}\n{name}\n".encode()
-        case Call(function, args):
-            return _encode(function) + _encode(args) + b"R"
-        case Build(target, state):
-            return _encode(target) + _encode(state) + b"b"
-        case Persistent(pid):
-            return _encode(pid) + b"Q"
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            length = value.bit_length() // 8 + 1
-            return b"\x8a" + bytes([length]) + value.to_bytes(length, "little", signed=True)
-        case str():
-            return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-        case tuple():
-            return b"(" + b"".join(map(_encode, value)) + b"t"
-        case list():
-            return b"](" + b"".join(map(_encode, value)) + b"e"
-        case dict():
-            return b"}(" + b"".join(_encode(k) + _encode(v) for k, v in value.items()) + b"u"
-    raise TypeError(value)
-
-
-def _dump(value):
-    return b"\x80\x02" + _encode(value) + b"."
-
-
-ORDERED_DICT = Call(Global("collections", "OrderedDict"), ())
 REBUILD = Global("torch._utils", "_rebuild_tensor_v2")
 
 
@@ -106,14 +47,14 @@ def _contiguous(array, key, legacy):
 def _legacy_bytes(root, storages, *, little_endian=True, version=1001):
     system = {"protocol_version": version, "little_endian": little_endian, "type_sizes": {"int": 4}}
     pickles = (MAGIC_NUMBER, version, system, root, list(storages))
-    parts = [_dump(value) for value in pickles]
+    parts = [dump(value) for value in pickles]
     parts += [struct.pack("<q", array.size) + array.tobytes() for array in storages.values()]
     return b"".join(parts)
 
 
 def _zip_bytes(root, storages, *, byte_order=b"little", extra=(), compression=zipfile.ZIP_STORED):
     members = [
-        ("archive/data.pkl", _dump(root)),
+        ("archive/data.pkl", dump(root)),
         ("archive/byteorder", byte_order),
         ("archive/version", b"3\n"),
     ]
@@ -127,6 +68,7 @@ def _zip_bytes(root, storages, *, byte_order=b"little", extra=(), compression=zi
 
 def write_zip(path, state):
     """Writes a state dict of arrays the way today's torch.save does."""
+    state = {name: np.asarray(array, order="C") for name, array in state.items()}
     storages = {str(key): array for key, array in enumerate(state.values())}
     root = {
         name: _contiguous(state[name], key, legacy=False) for name, key in zip(state, storages, strict=True)
@@ -214,13 +156,7 @@ def test_nested_dictionaries(tmp_path, layout, wrapper):
     assert list(_read(tmp_path, WRITERS[layout](root, {"0": array}))) == ["a", "block.b"]
     # A state dict is an OrderedDict with attributes of its own.
     ordered = Raw(
-        _encode(ORDERED_DICT)
-        + b"("
-        + _encode("a")
-        + _encode(tensor)
-        + b"u"
-        + _encode({"_metadata": {}})
-        + b"b"
+        encode(ORDERED_DICT) + b"(" + encode("a") + encode(tensor) + b"u" + encode({"_metadata": {}}) + b"b"
     )
     assert list(_read(tmp_path, WRITERS[layout](ordered, {"0": array}))) == ["a"]
 
@@ -235,8 +171,8 @@ HOSTILE = {
     "numpy.core.multiarray.scalar": Call(Global("numpy.core.multiarray", "scalar"), ()),
     "collections.OrderedDict.__init__": Global("collections", "OrderedDict.__init__"),
     "_codecs.encode": Call(Global("_codecs", "encode"), ("x", "latin1")),
-    "subprocess.Popen": Raw(b"(" + _encode("x") + b"isubprocess\nPopen\n"),
-    "shutil.rmtree": Raw(_encode("shutil") + _encode("rmtree") + b"\x93"),
+    "subprocess.Popen": Raw(b"(" + encode("x") + b"isubprocess\nPopen\n"),
+    "shutil.rmtree": Raw(encode("shutil") + encode("rmtree") + b"\x93"),
 }
 
 
@@ -255,7 +191,7 @@ def test_other_names_are_refused_and_nothing_runs(tmp_path, monkeypatch, layout,
 
 
 def test_hostile_code_in_the_legacy_header(tmp_path):
-    data = _dump(MAGIC_NUMBER) + _dump(HOSTILE["os.system"])
+    data = dump(MAGIC_NUMBER) + dump(HOSTILE["os.system"])
     _refused(tmp_path, data, r"refused to load os\.system")
 
 
@@ -270,7 +206,7 @@ def test_admitted_names_cannot_be_changed(tmp_path, target, state):
 def test_attributes_of_a_dictionary_do_not_hide_its_methods(tmp_path):
     array = np.ones(1, np.float32)
     tensor = _contiguous(array, "0", legacy=True)
-    filled = _encode(ORDERED_DICT) + b"(" + _encode("a") + _encode(tensor) + b"u"
+    filled = encode(ORDERED_DICT) + b"(" + encode("a") + encode(tensor) + b"u"
     attributes = {"items": REBUILD, "get": REBUILD, "__setitem__": REBUILD}
     assert list(_read(tmp_path, _legacy_bytes(Build(Raw(filled), attributes), {"0": array}))) == ["a"]
 
@@ -420,9 +356,22 @@ def test_endless_dictionaries(tmp_path):
     levels = b"}q\x00"
     for number in range(1, 41):
         inner = b"h" + bytes([number - 1])
-        levels += b"}q" + bytes([number]) + b"(" + _encode("a") + inner + _encode("b") + inner + b"u"
+        levels += b"}q" + bytes([number]) + b"(" + encode("a") + inner + encode("b") + inner + b"u"
     _refused(tmp_path, _legacy_bytes(Raw(levels), {}), "without end")
-    _refused(tmp_path, _legacy_bytes(Raw(b"}q\x00(" + _encode("a") + b"h\x00u"), {}), "without end")
+    _refused(tmp_path, _legacy_bytes(Raw(b"}q\x00(" + encode("a") + b"h\x00u"), {}), "without end")
+
+
+def test_keys_whose_hash_takes_forever(tmp_path):
+    # A pair of one pair of one pair ...: 60 levels from 180 bytes, with 2^60 leaves to hash.
+    key = b")" + b"2\x86" * 60
+    for opcodes in (b"}" + key + b"K\x01s", b"}(" + key + b"K\x01u", b"\x8f(" + key + b"\x90"):
+        _refused(tmp_path, _legacy_bytes(Raw(opcodes), {}), "damaged")
+    pairs = Raw(b"](" + b"(" + key + b"K\x01te")
+    ordered = Call(Global("collections", "OrderedDict"), (pairs,))
+    _refused(tmp_path, _legacy_bytes(ordered, {}), "damaged")
+    header = dump(MAGIC_NUMBER) + b"\x80\x02" + key + b"."
+    _refused(tmp_path, header, "protocol version tuple")
+    _refused(tmp_path, _legacy_bytes(Persistent(Raw(key)), {}), "refers to a tuple")
 
 
 def test_colliding_names(tmp_path):

@@ -1,0 +1,193 @@
+"""Reads pickles of NumPy arrays, as Detectron and detectron2's model zoo publish their weights (`.pkl`).
+
+Detectron's are of Python 2 (cPickle, protocol 2): byte strings come as Latin-1 text, the bytes of an array among
+them. `{'blobs': {...}, 'cfg': ...}`, `{'model': {...}, '__author__': ...}` and plain dictionaries are read alike.
+No NumPy function is called by what the file says: arrays and dtypes are rebuilt here from their description.
+"""
+
+import math
+import os
+import pickle
+from typing import Any
+
+import numpy as np
+
+from klbox_jax.weights.restricted_unpickler import (
+    FETCH,
+    OrderedDictMaker,
+    RestrictedUnpickler,
+    WeightFileError,
+    is_count,
+    named_leaves,
+)
+
+REMEDY = "save its arrays again, as a plain dictionary of numpy arrays"
+# Pickles of protocol 2 and later, and of protocol 0 and 1 with a dictionary first.
+PICKLE_STARTS = (b"\x80", b"(d", b"}")
+NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+def read_detectron_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the arrays of a pickled dictionary by name, as read-only arrays.
+
+    A dictionary under 'blobs' or 'model' is taken for the whole; entries that are not arrays are left out.
+
+    Raises:
+        WeightFileError: the file is missing, truncated, damaged, in another format, or asks for anything but
+            arrays, numbers, strings and plain containers.
+    """
+    return arrays_of(load_numpy_pickle(path), os.fspath(path))
+
+
+def arrays_of(root: Any, path: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of what `load_numpy_pickle` returned; see `read_detectron_file`."""
+    leaves = named_leaves(root, (_Array, np.ndarray), path=path, remedy=REMEDY)
+    arrays = {}
+    for name, leaf in leaves.items():
+        array = leaf.value if isinstance(leaf, _Array) else leaf
+        if array is None:
+            raise WeightFileError(f"{path}: describes an array {name!r} without contents; {FETCH}.")
+        arrays[name] = array
+    return arrays
+
+
+def load_numpy_pickle(path: str | os.PathLike) -> Any:
+    """Returns what is pickled at `path`; `arrays_of` finds the arrays in it."""
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+            if not start.startswith(PICKLE_STARTS):
+                raise WeightFileError(
+                    f"{path}: is not a pickle (it begins with {start!r}); point to a .pkl file of weights."
+                )
+            file.seek(0)
+            return RestrictedUnpickler(file, path, admitted=ADMITTED, encoding="latin1", remedy=REMEDY).load()
+    except WeightFileError:
+        raise
+    except _RefusedDtypeError as error:
+        raise WeightFileError(f"{path}: refused to load an array of {error}; {REMEDY}.") from error
+    except OSError as error:
+        raise WeightFileError(f"{path}: cannot be read ({error}); check the path.") from error
+    except Exception as error:
+        # A damaged pickle fails in as many ways as there are bytes in it.
+        raise WeightFileError(f"{path}: is damaged or truncated ({error!r}); {FETCH}.") from error
+
+
+class _RefusedDtypeError(Exception):
+    pass
+
+
+class _Dtype:
+    """A dtype of plain numbers; the pickle sets its byte order after it made it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: np.dtype):
+        self.value = value
+
+    def __setstate__(self, state):
+        _, order, subtype, names, fields = state[:5]
+        if (subtype, names, fields) != (None, None, None):
+            raise _RefusedDtypeError("records")
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("a dtype has an unknown byte order")
+        self.value = self.value.newbyteorder(order)
+
+
+class _Array:
+    """An array to be; the pickle sets its shape, dtype and bytes after it made it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self):
+        self.value = None
+
+    def __setstate__(self, state):
+        shape, dtype, is_fortran, raw = state[-4:]
+        self.value = _array(raw, dtype, shape, "F" if is_fortran else "C")
+
+
+def _array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or not all(map(is_count, shape)):
+        raise pickle.UnpicklingError("an array has no shape or no dtype")
+    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+    if len(raw) != math.prod(shape) * dtype.value.itemsize:
+        raise pickle.UnpicklingError(f"an array of shape {shape} has {len(raw)} bytes")
+    array = np.frombuffer(raw, dtype.value).reshape(shape, order=order)
+    return array if dtype.value.isnative else _read_only(array.astype(dtype.value.newbyteorder("=")))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+# A pickle may set attributes on whatever it can name. Instances without a __dict__ have none to set.
+class _MakeDtype:
+    __slots__ = ()
+
+    def __call__(self, name, align=False, copy=False):
+        if name not in NUMBERS:
+            raise _RefusedDtypeError(f"dtype {name!r}" if isinstance(name, str) else "another dtype")
+        return _Dtype(np.dtype(name))
+
+
+class _NDArray:
+    __slots__ = ()
+
+
+class _Reconstruct:
+    __slots__ = ()
+
+    def __call__(self, subtype, shape, typecode):
+        if not isinstance(subtype, _NDArray):
+            raise pickle.UnpicklingError("an array of another type than numpy.ndarray")
+        return _Array()
+
+
+class _FromBuffer:
+    __slots__ = ()
+
+    def __call__(self, raw, dtype, shape, order, axis_order=None):
+        if axis_order is not None:
+            return _array(raw, dtype, shape, "C").transpose(axis_order)
+        return _array(raw, dtype, shape, order)
+
+
+class _Scalar:
+    __slots__ = ()
+
+    def __call__(self, dtype, raw):
+        return _array(raw, dtype, (), "C").item()
+
+
+# How Python 3 writes bytes for Python 2 to read.
+class _Encode:
+    __slots__ = ()
+
+    def __call__(self, text, encoding):
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("bytes in another encoding than Latin-1")
+        return text.encode("latin1")
+
+
+class _EmptyBytes:
+    __slots__ = ()
+
+    def __call__(self):
+        return b""
+
+
+ADMITTED = {
+    ("collections", "OrderedDict"): OrderedDictMaker(),
+    ("numpy", "ndarray"): _NDArray(),
+    ("numpy", "dtype"): _MakeDtype(),
+    ("_codecs", "encode"): _Encode(),
+    ("__builtin__", "bytes"): _EmptyBytes(),
+}
+# NumPy 2 moved its modules.
+for _package in ("numpy.core", "numpy._core"):
+    ADMITTED[f"{_package}.multiarray", "_reconstruct"] = _Reconstruct()
+    ADMITTED[f"{_package}.multiarray", "scalar"] = _Scalar()
+    ADMITTED[f"{_package}.numeric", "_frombuffer"] = _FromBuffer()
