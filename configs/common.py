@@ -61,19 +61,53 @@ def train(*, batch_size: int, num_epochs: float, save_every: int, log_every: int
     )
 
 
+def box_loss_settings() -> dict:
+    """The numbers of `BoxLoss`; each concerns the losses that its comment names, and no other."""
+    return dict(
+        log_var_clamp=(-7.0, 7.0),  # all losses with variances
+        smooth_l1_beta=1.0,  # smooth_l1, and what a ramp starts from
+        beta_nll_beta=0.5,  # beta_nll
+        num_samples=100,  # energy_score
+        label_noise="data",  # lasernet_kl, gaussian_kl: data, pixels or size
+        label_noise_value=1.0,  # the same: pixels, or a share of the box's sides
+        ramp_steps=0,  # all losses with variances
+    )
+
+
+def mask_head(*, enabled: bool, features: int = 256, num_convs: int = 4) -> dict:
+    """The mask head of Mask R-CNN, left out unless enabled; it needs `config.data.mask_size` above 0."""
+    return dict(enabled=enabled, features=features, num_convs=num_convs)
+
+
+def iou_head(*, enabled: bool, features: int, batch_size_per_image: int, loss_weight: float) -> dict:
+    """The IoU head of IoU-Net, left out unless enabled."""
+    return dict(
+        enabled=enabled, features=features, batch_size_per_image=batch_size_per_image, loss_weight=loss_weight
+    )
+
+
 def postprocess(
     *, loss: str, suppression: str, voting: str, pre_nms_topk: int, detections_per_image: int
 ) -> dict:
     """Post-processing, by the names of `PostprocessSettings`; voting by variance is the default where there is one."""
     return dict(
         suppression=suppression,
-        voting=voting or ("none" if loss == "smooth_l1" else "variance"),
+        voting=voting or ("none" if loss in ("smooth_l1", "l1") else "variance"),
         sigma_t=0.02,
+        voting_variance="average",
+        box_voting_threshold=0.5,
+        wbf_threshold=0.55,
+        bayes_affinity=0.7,
+        bayes_calibration=1.0,
         nms_threshold=0.5,
         soft_nms_sigma=0.5,
         soft_nms_threshold=0.3,
         soft_nms_min_score=0.001,
         score_threshold=0.05,
+        refine_steps=0,
+        refine_step_size=0.5,
+        refine_keep_best=False,
+        score_by_iou=False,
         pre_nms_topk=pre_nms_topk,
         detections_per_image=detections_per_image,
     )

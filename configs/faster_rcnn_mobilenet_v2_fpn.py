@@ -15,7 +15,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    variant = common.parse_arg(arg, loss="kl", suppression="soft_gaussian", voting="", data="coco")
+    variant = common.parse_arg(
+        arg, loss="kl", suppression="soft_gaussian", voting="", iou_head=False, data="coco"
+    )
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -33,6 +35,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     )
     config.model = dict(
         box_loss=variant["loss"],
+        box_loss_settings=common.box_loss_settings(),
         init_weights="",
         backbone=dict(name="mobilenet_v2"),
         fpn=dict(features=128, levels=(3, 4, 5), extra_levels=1),
@@ -51,16 +54,34 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         roi_heads=dict(
             box_coder="corner",
             box_coder_weights=(10.0, 10.0, 10.0, 10.0),
-            features=512,
             class_agnostic=False,
-            levels=(3, 4, 5, 6),
-            pooler_resolution=7,
-            pooler_sampling_ratio=2,
-            canonical_box_size=112.0,
-            canonical_level=5,
             batch_size_per_image=128,
             positive_fraction=0.25,
             box_loss_weight=1.0,
+        ),
+        box_pooler=dict(
+            method="align",
+            levels=(3, 4, 5, 6),
+            resolution=7,
+            sampling_ratio=2,
+            canonical_box_size=112.0,
+            canonical_level=5,
+        ),
+        box_head=dict(name="two_mlp", features=512),
+        mask_head=common.mask_head(enabled=False),
+        mask_pooler=dict(
+            method="align",
+            levels=(3, 4, 5, 6),
+            resolution=14,
+            sampling_ratio=2,
+            canonical_box_size=112.0,
+            canonical_level=5,
+        ),
+        iou_head=common.iou_head(
+            enabled=variant["iou_head"],
+            features=512,
+            batch_size_per_image=128,
+            loss_weight=1.0,
         ),
         pixel_mean=(123.675, 116.28, 103.53),
         pixel_std=(58.395, 57.12, 57.375),

@@ -13,12 +13,15 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    variant = common.parse_arg(arg, loss="kl", suppression="soft_gaussian", voting="", noise_scale=1.0)
+    variant = common.parse_arg(
+        arg, loss="kl", suppression="soft_gaussian", voting="", iou_head=False, noise_scale=1.0
+    )
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = common.scenes_data(noise_scale=variant["noise_scale"])
     config.model = dict(
         box_loss=variant["loss"],
+        box_loss_settings=common.box_loss_settings(),
         init_weights="",
         backbone=dict(
             name="resnet",
@@ -44,16 +47,34 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         roi_heads=dict(
             box_coder="corner",
             box_coder_weights=(10.0, 10.0, 10.0, 10.0),
-            features=192,
             class_agnostic=True,
-            levels=(3,),
-            pooler_resolution=7,
-            pooler_sampling_ratio=2,
-            canonical_box_size=96.0,
-            canonical_level=4,
             batch_size_per_image=48,
             positive_fraction=0.5,
             box_loss_weight=1.0,
+        ),
+        box_pooler=dict(
+            method="align",
+            levels=(3,),
+            resolution=7,
+            sampling_ratio=2,
+            canonical_box_size=96.0,
+            canonical_level=4,
+        ),
+        box_head=dict(name="two_mlp", features=192),
+        mask_head=common.mask_head(enabled=False),
+        mask_pooler=dict(
+            method="align",
+            levels=(3,),
+            resolution=14,
+            sampling_ratio=2,
+            canonical_box_size=96.0,
+            canonical_level=4,
+        ),
+        iou_head=common.iou_head(
+            enabled=variant["iou_head"],
+            features=192,
+            batch_size_per_image=48,
+            loss_weight=1.0,
         ),
         pixel_mean=(127.5, 127.5, 127.5),
         pixel_std=(64.0, 64.0, 64.0),

@@ -12,54 +12,28 @@ What is finished is skipped, what was interrupted goes on. The workdir then hold
     smooth_l1/, kl/           the two runs: checkpoints, metrics, detections of every row
 """
 
-import dataclasses
-import importlib.util
-import os
 import pathlib
-import platform
 import time
 
-import ml_collections
 import numpy as np
 from absl import app, flags
 
-from klbox_jax.main import exit_with_one_line, parse_flags, run, set_up_logging
-from klbox_jax.postprocess.detect import PostprocessSettings
+from experiments import runs
+from experiments.runs import Row
+from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report import tables
 from klbox_jax.report.pictures import contact_sheet, draw_detections, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
 from klbox_jax.train.job import Job
-from klbox_jax.train.loop import training_seconds
 from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
 
 # Detections below this score are not drawn.
 DISPLAY_SCORE = 0.4
 
-_PRESET = flags.DEFINE_enum(
-    "preset",
-    "mini",
-    ["mini", "aquarium"],
-    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder (--data_root, --init_weights).",
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where the runs and the table go; default runs/table1_PRESET.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the sampling and the data order.")
 _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
 )
-_DATA_ROOT = flags.DEFINE_string("data_root", "", "COCO folder of the preset aquarium.")
-_INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the preset aquarium.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the two trainings and stop.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of the table: which network, and how its predictions become detections."""
-
-    name: str
-    loss: str
-    suppression: str
-    voting: str
-
 
 ROWS = (
     Row("baseline", "smooth_l1", "hard", "none"),
@@ -70,63 +44,19 @@ ROWS = (
     Row("kl_voting_soft_nms", "kl", "soft_gaussian", "variance"),
 )
 LOSSES = ("smooth_l1", "kl")
-PRESETS = {"mini": "configs/scenes.py", "aquarium": "configs/faster_rcnn_mobilenet_v2_fpn.py"}
 
 
-def overrides(preset: str) -> dict[str, object]:
+def overrides() -> dict[str, object]:
     """Returns the config fields that the flags set, beside the loss."""
-    fields: dict[str, object] = {"seed": _SEED.value}
-    if preset == "mini":
+    fields = {"seed": _SEED.value, **runs.preset_fields()}
+    if runs.PRESET.value == "mini":
         fields["data.noise_scale"] = _NOISE_SCALE.value
-    else:
-        if not (_DATA_ROOT.value and _INIT_WEIGHTS.value):
-            raise ValueError("--preset=aquarium needs --data_root=FOLDER and --init_weights=FILE.pth")
-        fields |= {"data.root": _DATA_ROOT.value, "model.init_weights": _INIT_WEIGHTS.value}
     return fields
 
 
-def load_config(path: str, loss: str, fields: dict[str, object]) -> ml_collections.ConfigDict:
-    """Returns the config file's `get_config` for a loss, with fields replaced, locked."""
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(f"loss={loss}").lock()
-    config.update_from_flattened_dict(fields)
-    return config
-
-
-def postprocess_settings(config, row: Row) -> PostprocessSettings:
-    """Returns the config's post-processing under the row's two switches."""
-    fields = config.postprocess.to_dict() | {"suppression": row.suppression, "voting": row.voting}
-    return PostprocessSettings(**fields)
-
-
-def evaluate_rows(config, workdir: pathlib.Path, step: int) -> dict[str, dict]:
-    """Returns the metrics of the rows that share a loss; evaluates only where a result is missing."""
-    rows = [row for row in ROWS if row.loss == config.model.box_loss]
-    files = {row.name: workdir / "eval" / str(step) / row.name / "metrics.json" for row in rows}
-    if not all(file.exists() for file in files.values()):
-        run(
-            config,
-            str(workdir),
-            "eval",
-            settings={row.name: postprocess_settings(config, row) for row in rows},
-        )
-    return {name: read_json(file) for name, file in files.items()}
-
-
-def train_and_evaluate(config, workdir: pathlib.Path) -> list[dict]:
-    """Returns the table's rows of one loss, training and evaluating what is not yet done."""
-    job = Job(config=config, workdir=Workdir(workdir))
-    run(config, str(workdir), "train")
-    metrics = evaluate_rows(config, workdir, job.total_steps)
-    return [
-        dataclasses.asdict(row)
-        | metrics[row.name]
-        | {"seed": config.seed, "steps": job.total_steps, "seconds": round(training_seconds(job), 1)}
-        for row in ROWS
-        if row.name in metrics
-    ]
+def rows_of(loss: str) -> tuple[Row, ...]:
+    """Returns the rows that share the network trained with a loss."""
+    return tuple(row for row in ROWS if row.loss == loss)
 
 
 def draw_examples(
@@ -171,25 +101,24 @@ def main(argv: list[str]) -> None:
     """Runs what is missing of the table, then writes it."""
     del argv
     started = time.perf_counter()
-    preset = _PRESET.value
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/table1_{preset}")
-    fields = overrides(preset)
-    configs = {loss: load_config(PRESETS[preset], loss, fields) for loss in LOSSES}
-    if _DRY_RUN.value:
+    preset = runs.PRESET.value
+    workdir, path, fields = runs.workdir("table1"), runs.CONFIGS[preset], overrides()
+    if runs.DRY_RUN.value:
         for loss in LOSSES:
-            values = " ".join(f"--config.{name}={value}" for name, value in fields.items())
-            print(
-                f"python -m klbox_jax.main --config={PRESETS[preset]}:loss={loss} {values} "
-                f"--workdir={workdir / loss} --mode=train_and_eval"
-            )
+            print(runs.command(path, f"loss={loss}", fields, workdir / loss))
         return
-    rows = [row for loss in LOSSES for row in train_and_evaluate(configs[loss], workdir / loss)]
+    configs = {loss: runs.load_config(path, f"loss={loss}", fields) for loss in LOSSES}
+    rows = [
+        row
+        for loss in LOSSES
+        for row in runs.train_and_evaluate(configs[loss], workdir / loss, rows_of(loss))
+    ]
     source = Job(config=configs["kl"], workdir=Workdir(workdir / "kl")).eval_source
     meta = {
         "preset": preset,
         "data": source.name,
         "data_fingerprint": getattr(source, "fingerprint", None),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": runs.machine(),
     }
     write_table(rows, workdir, meta=meta)
     draw_examples(configs["kl"], workdir / "kl", rows, workdir / "detections.jpg")

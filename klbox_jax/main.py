@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from klbox_jax import distributed
 from klbox_jax.data.build import cache_folder
-from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.checkpoints import CheckpointError, restore_params
 from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
@@ -54,7 +54,7 @@ def run(
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     job = Job(config=config, workdir=Workdir(workdir))
     settings = settings or {"": PostprocessSettings(**config.postprocess)}
-    job.check(train=mode != "eval", evaluate=mode != "train")
+    job.check(settings.values(), train=mode != "eval", evaluate=mode != "train")
     if mode == "eval":
         # Takes no lock, and so may look at a run that is still training.
         step, params = restore_params(job.workdir.checkpoints)

@@ -11,7 +11,7 @@ from configs import common
 from klbox_jax.data.build import build_preprocessing
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
-from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.loop import dummy_batch
 from klbox_jax.train.optimizer import make_optimizer
 
@@ -63,7 +63,7 @@ def test_every_variant_builds(family, variant):
     assert isinstance(model, GeneralizedRCNN)
     if variant is not None:
         expected = dict(item.split("=") for item in variant.split(","))
-        assert config.model.box_loss == model.roi_heads.box_loss == expected["loss"]
+        assert config.model.box_loss == model.roi_heads.box_loss.name == expected["loss"]
         assert (settings.suppression, settings.voting) == (expected["suppression"], expected["voting"])
 
 

@@ -118,9 +118,13 @@ def test_a_workdir_of_another_config(root, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("postprocess.voting", "loud", "voting must be one of none, variance; got 'loud'"),
+        (
+            "postprocess.voting",
+            "loud",
+            "voting must be one of none, variance, iou, iou_score, box_voting, wbf, bayes; got 'loud'",
+        ),
         ("model.box_loss", "l2", "config.model.box_loss = 'l2' is unknown"),
-        ("data.name", "voc", "config.data.name = 'voc' is unknown; choose scenes or coco"),
+        ("data.name", "kitti", "config.data.name = 'kitti' is unknown; choose scenes, coco, voc or tfds"),
         ("data.canvases", ((64, 64),), "fits none of the canvases ((64, 64),)"),
     ],
 )

@@ -20,9 +20,11 @@ THIN = {
     "model.rpn.pre_nms_topk": (32, 32),
     "model.rpn.post_nms_topk": (32, 32),
     "model.rpn.batch_size_per_image": 32,
-    "model.roi_heads.features": 32,
-    "model.roi_heads.pooler_resolution": 4,
+    "model.box_head.features": 32,
+    "model.box_pooler.resolution": 4,
     "model.roi_heads.batch_size_per_image": 16,
+    "model.iou_head.features": 16,
+    "model.iou_head.batch_size_per_image": 8,
     "postprocess.pre_nms_topk": 64,
     "postprocess.detections_per_image": 20,
     # An untrained network is sure of nothing, and still has to answer.
@@ -43,9 +45,9 @@ THIN_COCO = THIN | {
     "model.fpn.extra_levels": 0,
     "model.rpn.levels": (3, 4),
     "model.rpn.anchor_sizes": ((16.0, 23.0), (32.0, 45.0)),
-    "model.roi_heads.levels": (3, 4),
-    "model.roi_heads.canonical_level": 4,
-    "model.roi_heads.canonical_box_size": 48.0,
+    "model.box_pooler.levels": (3, 4),
+    "model.box_pooler.canonical_level": 4,
+    "model.box_pooler.canonical_box_size": 48.0,
     "data.short_side": 80,
     "data.long_side": 96,
     "data.canvases": ((64, 96), (96, 64), (80, 80)),
@@ -109,6 +111,9 @@ def random_batch(*, size=2, canvas=(64, 96), slots=8, num_classes=3, seed=0):
             classes=np.where(valid, rng.integers(0, num_classes, (size, slots)), 0).astype(np.int32),
             is_crowd=np.zeros((size, slots), bool),
             valid=valid,
+            box_stds=np.where(valid[:, :, None], rng.uniform(0.5, 3, (size, slots, 4)), 1.0).astype(
+                np.float32
+            ),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes, through pycocotools.
+"""COCO average precision of boxes and of masks, through pycocotools.
 
 pycocotools matches and accumulates; the summary is made here from its raw arrays. Its own summary looks
 thresholds up with `==`, which misses 0.9 (the stored value is 0.8999999999999999, so AP90 comes back as
@@ -14,9 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
+from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from klbox_jax.data.masks import to_compressed_rle
+from klbox_jax.evaluation.masks import encode_masks
 from klbox_jax.structures import AnyArray, Detections
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -30,6 +33,8 @@ def to_coco_results(
     image_ids: Int[AnyArray, " B"],
     image_valid: Bool[AnyArray, " B"],
     category_ids: Sequence[int],
+    *,
+    image_sizes: Int[AnyArray, "B 2"] | None = None,
 ) -> list[dict]:
     """Detections of a batch as entries of a COCO results file, with the std of each edge beside the box.
 
@@ -41,11 +46,13 @@ def to_coco_results(
         image_ids: id of each image in its data set.
         image_valid: False for an image that only fills the batch; it gives no entry.
         category_ids: the data set's category id of each dense class index.
+        image_sizes: height and width of each file in pixels, which detections with masks need.
 
     Returns:
         One entry for each valid detection, best first within an image: `image_id`, `category_id`, `bbox` as
         `[x, y, width, height]`, `score`, and, where the detector has variances, `bbox_std` as the stds of
-        `[x1, y1, x2, y2]` in pixels. Plain Python numbers only.
+        `[x1, y1, x2, y2]` in pixels, and, where it has masks, `segmentation` as the compressed run lengths
+        of the whole image. Plain Python numbers and texts only.
     """
     valid = np.asarray(detections.valid) & np.asarray(image_valid)[:, None]
     rows, _ = np.nonzero(valid)
@@ -62,20 +69,37 @@ def to_coco_results(
     if detections.box_stds is not None:
         for entry, stds in zip(results, _shortest(np.asarray(detections.box_stds)[valid]), strict=True):
             entry["bbox_std"] = stds
+    if detections.masks is not None:
+        masks = [
+            mask
+            for image, (height, width) in enumerate(np.asarray(image_sizes).tolist())
+            for mask in encode_masks(
+                np.asarray(detections.masks)[image][valid[image]],
+                np.asarray(detections.boxes)[image][valid[image]],
+                height=height,
+                width=width,
+            )
+        ]
+        for entry, mask in zip(results, masks, strict=True):
+            entry["segmentation"] = mask
     return results
 
 
-def evaluate_detections(ground_truth: dict, results: list[dict], *, max_detections: int = 100) -> dict:
-    """Average precision and recall of boxes by the COCO protocol, in per cent.
+def evaluate_detections(
+    ground_truth: dict, results: list[dict], *, iou_type: str = "bbox", max_detections: int = 100
+) -> dict:
+    """Average precision and recall by the COCO protocol, in per cent.
 
     Neither argument is changed. A quantity over no ground truth at all (a class that the images do not
     show, a size range without objects) is None, and such a class is left out of every mean.
 
     Args:
         ground_truth: COCO dictionary with `images`, `categories` and `annotations`. An annotation without
-            `iscrowd` is a single object, one without `area` has the area of its box.
+            `iscrowd` is a single object, one without `area` has that of its box or mask.
         results: entries as `to_coco_results` makes them; may be empty. Best scores count first, ties
             in the order of the list.
+        iou_type: "bbox" for boxes; "segm" for masks. Then every annotation and every result must have a
+            `segmentation` in one of COCO's forms, and every image its `height` and `width`.
         max_detections: how many of an image's detections of each class are looked at.
 
     Returns:
@@ -85,16 +109,19 @@ def evaluate_detections(ground_truth: dict, results: list[dict], *, max_detectio
         0.55, ..., 0.95; `AP_by_class`, AP by category name (`name (id)` where two share a name).
 
     Raises:
-        ValueError: a result names an unknown image or category, or is not finite.
+        ValueError: a result names an unknown image or category, or is not finite; a mask is malformed.
     """
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"iou_type = {iou_type!r} is unknown; choose bbox or segm")
     if max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, not {max_detections}")
-    _check_results(ground_truth, results)
+    check_results(ground_truth, results)
+    truth = _indexed(ground_truth, ground_truth["annotations"], iou_type, label="annotations")
+    found = _indexed(ground_truth, results, iou_type, label="results")
     limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
-    # pycocotools reports its progress on stdout.
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(_indexed(ground_truth, ground_truth["annotations"]), None, "bbox")
-        evaluator.cocoDt = _indexed(ground_truth, results)
+    with _silence():
+        evaluator = COCOeval(truth, None, iou_type)
+        evaluator.cocoDt = found
         evaluator.params.iouThrs = IOU_THRESHOLDS
         evaluator.params.maxDets = limits
         evaluator.evaluate()
@@ -107,7 +134,7 @@ def evaluate_detections(ground_truth: dict, results: list[dict], *, max_detectio
     metrics |= {f"AP_{area}": _mean(precision[..., i]) for i, area in enumerate(_AREAS) if i > 0}
     metrics |= {f"AR{limit}": _mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
     metrics["AP_by_iou"] = [_mean(row) for row in precision[..., 0]]
-    names = _category_names(ground_truth)
+    names = category_names(ground_truth)
     metrics["AP_by_class"] = {
         names[int(category_id)]: _mean(precision[:, :, k, 0])
         for k, category_id in enumerate(evaluator.params.catIds)
@@ -120,7 +147,8 @@ def _shortest(values: ndarray) -> list:
     return values.astype(np.float32).astype(str).astype(np.float64).tolist()
 
 
-def _check_results(ground_truth: dict, results: list[dict]) -> None:
+def check_results(ground_truth: dict, results: list[dict]) -> None:
+    """Raises ValueError for a result of an unknown image or category, or that is not finite."""
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     for i, entry in enumerate(results):
@@ -134,15 +162,27 @@ def _check_results(ground_truth: dict, results: list[dict]) -> None:
             )
 
 
-def _indexed(ground_truth: dict, annotations: list[dict]) -> COCO:
+def _indexed(ground_truth: dict, annotations: list[dict], iou_type: str, *, label: str) -> COCO:
     """A pycocotools data set of only what the evaluator reads."""
+    images = {image["id"]: image for image in ground_truth["images"]}
     copies = []
     for number, annotation in enumerate(annotations, start=1):
         copy = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
         if "score" in annotation:
             copy["score"] = annotation["score"]
         copy["iscrowd"] = annotation.get("iscrowd", 0)
-        copy["area"] = annotation.get("area", copy["bbox"][2] * copy["bbox"][3])
+        area = copy["bbox"][2] * copy["bbox"][3]
+        if iou_type == "segm":
+            image = images[annotation["image_id"]]
+            try:
+                mask = to_compressed_rle(
+                    annotation.get("segmentation"), height=image["height"], width=image["width"]
+                )
+            except ValueError as error:
+                raise ValueError(f"{label}[{number - 1}] has as its 'segmentation' {error}") from None
+            copy["segmentation"] = mask
+            area = float(pycocotools_mask.area(mask))
+        copy["area"] = annotation.get("area", area)
         # The evaluator stores the matched id and reads 0 as "no match": an object with id 0 would be lost.
         copy["id"] = number
         copies.append(copy)
@@ -152,11 +192,18 @@ def _indexed(ground_truth: dict, annotations: list[dict]) -> COCO:
         "categories": ground_truth["categories"],
         "annotations": copies,
     }
-    data.createIndex()
+    with _silence():
+        data.createIndex()
     return data
 
 
-def _category_names(ground_truth: dict) -> dict[int, str]:
+def _silence() -> contextlib.redirect_stdout:
+    # pycocotools reports its progress on stdout.
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def category_names(ground_truth: dict) -> dict[int, str]:
+    """Returns the name of each category by its id: `name (id)` where two share a name."""
     counts = collections.Counter(category["name"] for category in ground_truth["categories"])
     return {
         category["id"]: category["name"]

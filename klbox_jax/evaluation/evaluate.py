@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 
 from klbox_jax.distributed import batch_sharding, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
-from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
-from klbox_jax.postprocess.detect import PostprocessSettings, detect, unscale
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
+from klbox_jax.postprocess.detect import detect, unscale
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, Detections
 
 
@@ -22,22 +23,44 @@ def eval_step(
     One forward pass feeds all settings.
     """
     predictions = model.apply({"params": params}, batch, method="predict")
+    return {
+        name: detect_batch(params, predictions, batch, model=model, settings=chosen)
+        for name, chosen in settings.items()
+    }
+
+
+def detect_batch(
+    params,
+    predictions: Predictions,
+    batch: Batch,
+    *,
+    model: GeneralizedRCNN,
+    settings: PostprocessSettings,
+) -> Detections:
+    """Returns the detections of a batch whose raw predictions are known, in pixels of the files."""
     heads = model.roi_heads
 
-    def detect_all(chosen: PostprocessSettings) -> Detections:
-        def single(boxes, proposals, image_size):
-            return detect(
-                boxes,
-                proposals,
-                image_size,
-                settings=chosen,
-                box_coder=heads.box_coder,
-                log_var_clamp=heads.log_var_clamp,
-            )
+    def single(boxes, proposals, image_size, pyramid):
+        def predict_iou(boxes, classes):
+            return model.apply({"params": params}, pyramid, boxes, classes, method="predict_iou")
 
-        return unscale(jax.vmap(single)(predictions.boxes, predictions.proposals, batch.image_size), batch)
+        return detect(
+            boxes,
+            proposals,
+            image_size,
+            settings=settings,
+            box_coder=heads.box_coder,
+            variance_of=heads.box_loss.variance_of,
+            predict_iou=None if heads.iou_head is None else predict_iou,
+        )
 
-    return {name: detect_all(chosen) for name, chosen in settings.items()}
+    found = jax.vmap(single)(predictions.boxes, predictions.proposals, batch.image_size, predictions.pyramid)
+    if heads.mask_head is not None:
+        masks = model.apply(
+            {"params": params}, predictions.pyramid, found.boxes, found.classes, method="predict_masks"
+        )
+        found = found.replace(masks=masks)
+    return unscale(found, batch)
 
 
 def compile_eval_step(mesh: Mesh, **static) -> Callable:
@@ -87,6 +110,10 @@ class Evaluator:
 
     def _collect(self, results: dict[str, list[dict]], batch: Batch, detections: dict[str, Detections]):
         for name, found in jax.device_get(detections).items():
+            image_id, valid = np.asarray(batch.image_id), np.asarray(batch.valid)
+            # Height and width of the file; a padding image may have scale 0.
+            scale = np.where(batch.scale > 0, batch.scale, 1.0)[:, ::-1]
+            image_sizes = np.rint(np.asarray(batch.image_size) / scale).astype(int)
             results.setdefault(name, []).extend(
-                to_coco_results(found, np.asarray(batch.image_id), np.asarray(batch.valid), self.category_ids)
+                to_coco_results(found, image_id, valid, self.category_ids, image_sizes=image_sizes)
             )

@@ -9,12 +9,14 @@ from absl import logging
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.coco import evaluate_detections
 from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
-from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import current_versions, write_json
 from klbox_jax.train.writer import MetricWriter, Progress
 
 HEADLINES = ("AP", "AP50", "AP75", "AP80", "AP90")
+UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
 
 
 class Evaluation:
@@ -42,7 +44,10 @@ class Evaluation:
             results = evaluator(params, batches, on_batch=progress.update)
         seconds = time.perf_counter() - started
         truth = job.eval_source.coco_ground_truth()
-        metrics = {name: evaluate_detections(truth, rows) for name, rows in results.items()}
+        metrics = {
+            name: evaluate_detections(truth, rows) | {"uncertainty": evaluate_uncertainty(truth, rows)}
+            for name, rows in results.items()
+        }
         for name, numbers in metrics.items():
             folder = job.workdir.eval_dir(step) / name
             write_json(folder / "detections.json", results[name])
@@ -62,8 +67,9 @@ class Evaluation:
             for name, numbers in metrics.items():
                 prefix = f"val/{name}/" if name else "val/"
                 scalars = {prefix + key: numbers[key] for key in HEADLINES}
-                classes = {f"{prefix}AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
-                writer.write(step, {k: v for k, v in (scalars | classes).items() if v is not None})
+                scalars |= {f"{prefix}AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
+                scalars |= {prefix + key: numbers["uncertainty"][key] for key in UNCERTAINTY_HEADLINES}
+                writer.write(step, {k: v for k, v in scalars.items() if v is not None})
         logging.info("%d traces of the eval step", self._step._cache_size())
         return metrics
 
@@ -72,6 +78,9 @@ class Evaluation:
             return "-" if ap is None else f"{ap:.1f}"
 
         headline = "  ".join(f"{key} {show(numbers[key])}" for key in HEADLINES)
+        uncertainty = numbers["uncertainty"]
+        if uncertainty["NLL"] is not None:
+            headline += "".join(f"  {key} {uncertainty[key]:.3f}" for key in ("NLL", "coverage_1sigma"))
         classes = "  ".join(f"{key} {show(ap)}" for key, ap in numbers["AP_by_class"].items())
         logging.info("step %d %s: %s", step, name or "evaluation", headline)
         logging.info("step %d %s AP by class: %s", step, name or "evaluation", classes)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from klbox_jax.data.source import Source
 from klbox_jax.data.transforms import Preprocessing
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.workdir import Workdir
 
 
@@ -91,10 +93,22 @@ class Job:
         train = self.config.train
         return train.num_steps or max(1, round(train.num_epochs * self.train_plan.steps_per_epoch))
 
-    def check(self, *, train: bool, evaluate: bool) -> None:
+    def check(self, settings: Iterable[PostprocessSettings], *, train: bool, evaluate: bool) -> None:
         """Builds what the modes need, so that what is wrong with config or data shows before any work is done."""
         if train:
             _ = self.train_source, self.train_plan, self.total_steps
         if evaluate:
             _ = self.eval_source, self.eval_plan
-        _ = self.mesh, self.model
+        _ = self.mesh
+        heads = self.model.roi_heads
+        for chosen in settings:
+            chosen.check_head(
+                has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
+            )
+        needs_stds = train and heads.box_loss.needs_label_stds and heads.box_loss.label_noise == "data"
+        if needs_stds and any(record.box_stds is None for record in self.train_source.records):
+            raise ValueError(
+                f"config.model.box_loss = {heads.box_loss.name!r} with box_loss_settings.label_noise = 'data' "
+                f"needs the label noise of each edge, which {self.train_source.name} does not have; set "
+                "config.model.box_loss_settings.label_noise to 'pixels' or 'size', and label_noise_value"
+            )

@@ -157,6 +157,8 @@ def dummy_batch(canvas: tuple[int, int]) -> Batch:
         classes=jnp.zeros((1, 1), jnp.int32),
         is_crowd=jnp.zeros((1, 1), bool),
         valid=jnp.ones((1, 1), bool),
+        box_stds=jnp.ones((1, 1, 4)),
+        masks=jnp.zeros((1, 1, 1, 1), jnp.uint8),
     )
     return Batch(
         images=jnp.zeros((1, *canvas, 3), jnp.uint8),

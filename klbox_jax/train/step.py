@@ -44,7 +44,7 @@ def train_step(
 
     def loss_fn(params):
         params = stop_frozen(params, frozen)
-        outputs = model.apply({"params": params}, batch, key, method="train_forward")
+        outputs = model.apply({"params": params}, batch, key, state.step, method="train_forward")
         return sum(outputs.losses.values()), outputs
 
     (total, outputs), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

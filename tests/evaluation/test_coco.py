@@ -3,7 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as pycocotools_mask
 
+from klbox_jax.data.masks import run_lengths
 from klbox_jax.evaluation.coco import evaluate_detections, to_coco_results
 from klbox_jax.structures import Detections
 from tests.references.average_precision import average_precision
@@ -191,6 +193,89 @@ def test_unusable_results_are_named(entry, message):
         evaluate_detections(dataset([truth([0, 0, 1, 1])]), [entry])
 
 
+def corners_to_polygon(x, y, width, height):
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def masked_set(seed):
+    """`random_set` in whole pixels, each box with itself as its mask, in each of COCO's forms."""
+    ground_truth, results = random_set(seed)
+    ground_truth["images"] = [{**image, "height": 300, "width": 310} for image in ground_truth["images"]]
+    for number, entry in enumerate(ground_truth["annotations"] + results):
+        x, y, width, height = (max(round(value), 0) for value in entry["bbox"])
+        entry["bbox"] = [x, y, max(width, 1), max(height, 1)]
+        polygons = corners_to_polygon(*entry["bbox"])
+        compressed = pycocotools_mask.merge(pycocotools_mask.frPyObjects(polygons, 300, 310))
+        mask = np.zeros((300, 310), bool)
+        mask[y : y + entry["bbox"][3], x : x + entry["bbox"][2]] = True
+        runs = {"size": [300, 310], "counts": run_lengths(mask).tolist()}
+        text = {**compressed, "counts": compressed["counts"].decode()}
+        entry["segmentation"] = (polygons, compressed, runs, text)[number % 4]
+    return ground_truth, results
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_that_are_boxes_have_the_ap_of_boxes(seed):
+    ground_truth, results = masked_set(seed)
+    before = copy.deepcopy((ground_truth, results))
+    boxes, masks = (evaluate_detections(ground_truth, results, iou_type=kind) for kind in ("bbox", "segm"))
+    assert 0 < boxes["AP"] < 100
+    assert masks == boxes
+    assert (ground_truth, results) == before
+
+
+def test_masks_are_compared_by_their_pixels():
+    # Two triangles of one box share only its diagonal.
+    lower, upper = [[0, 0, 0, 40, 40, 40]], [[0, 0, 40, 0, 40, 40]]
+    ground_truth = dataset([truth([0, 0, 40, 40], segmentation=lower)])
+    ground_truth["images"] = [{"id": 0, "height": 50, "width": 60}]
+    for mask, expected in ((lower, 100), (upper, 0)):
+        found = [{**result([0, 0, 40, 40], 0.9), "segmentation": mask}]
+        assert evaluate_detections(ground_truth, found)["AP"] == 100
+        metrics = evaluate_detections(ground_truth, found, iou_type="segm")
+        assert metrics["AP"] == expected
+        # 800 pixels, though the box has 1600.
+        assert (metrics["AP_small"], metrics["AP_medium"]) == (expected, None)
+        assert evaluate_detections(ground_truth, found)["AP_small"] is None
+
+
+def test_a_mask_in_a_crowd_is_not_counted():
+    crowd = {"size": [50, 60], "counts": [0, 1500, 1500]}  # the left half
+    inside, outside = corners_to_polygon(2, 2, 20, 20), corners_to_polygon(40, 2, 15, 20)
+    ground_truth = dataset(
+        [truth([0, 0, 30, 50], iscrowd=1, segmentation=crowd), truth([40, 2, 15, 20], segmentation=outside)]
+    )
+    ground_truth["images"] = [{"id": 0, "height": 50, "width": 60}]
+    results = [{**result([2, 2, 20, 20], 0.9), "segmentation": inside}]
+    results.append({**result([40, 2, 15, 20], 0.8), "segmentation": outside})
+    assert evaluate_detections(ground_truth, results, iou_type="segm")["AP"] == 100
+
+
+def test_an_empty_mask_is_a_miss():
+    ground_truth = dataset([truth([0, 0, 4, 4], segmentation=corners_to_polygon(0, 0, 4, 4))])
+    ground_truth["images"] = [{"id": 0, "height": 5, "width": 6}]
+    empty = pycocotools_mask.encode(np.zeros((5, 6), np.uint8, order="F"))
+    metrics = evaluate_detections(
+        ground_truth, [{**result([0, 0, 4, 4], 0.9), "segmentation": empty}], iou_type="segm"
+    )
+    assert metrics["AP"] == 0
+
+
+def test_unusable_masks_are_named():
+    ground_truth = dataset([truth([0, 0, 4, 4], segmentation=corners_to_polygon(0, 0, 4, 4))])
+    ground_truth["images"] = [{"id": 0, "height": 5, "width": 6}]
+    with pytest.raises(ValueError, match=r"results\[0\] has as its 'segmentation' nothing"):
+        evaluate_detections(ground_truth, [result([0, 0, 1, 1], 0.5)], iou_type="segm")
+    malformed = {**result([0, 0, 1, 1], 0.5), "segmentation": {"size": [5, 6], "counts": "0P"}}
+    with pytest.raises(ValueError, match=r"results\[0\] .* break off inside a number"):
+        evaluate_detections(ground_truth, [malformed], iou_type="segm")
+    del ground_truth["annotations"][0]["segmentation"]
+    with pytest.raises(ValueError, match=r"annotations\[0\] has as its 'segmentation' nothing"):
+        evaluate_detections(ground_truth, [], iou_type="segm")
+    with pytest.raises(ValueError, match="choose bbox or segm"):
+        evaluate_detections(ground_truth, [], iou_type="mask")
+
+
 def make_detections(*, with_stds):
     boxes = np.array(
         [
@@ -226,6 +311,28 @@ def test_results_entries():
     for entry in results:
         np.testing.assert_allclose(entry["bbox_std"], stds, rtol=1e-6)
     assert json.loads(json.dumps(results)) == results
+
+
+def test_results_with_masks():
+    # The first detection's mask fills its box, the one of the third image only its left half.
+    masks = np.ones((3, 3, 4, 4), np.float32)
+    masks[2, 0, :, 2:] = 0
+    detections = make_detections(with_stds=False).replace(masks=masks)
+    detections.boxes[2, 0] = [2, 3, 10, 9]
+    results = to_coco_results(
+        detections,
+        np.array([5, 6, 7]),
+        np.array([True, False, True]),
+        (30, 20),
+        image_sizes=np.array([[40, 30], [9, 9], [12, 20]]),
+    )
+    assert json.loads(json.dumps(results)) == results
+    assert [entry["segmentation"]["size"] for entry in results] == [[40, 30], [40, 30], [12, 20]]
+    # The boxes [1, 2, 11, 32] (without the outermost pixels of its corners, where the mask fades on both axes)
+    # and [2, 3, 6, 9]; the second detection has no height.
+    areas = [float(pycocotools_mask.area(entry["segmentation"])) for entry in results]
+    assert areas == [pytest.approx(300, abs=12), 0, 24]
+    assert pycocotools_mask.toBbox(results[2]["segmentation"]).tolist() == [2, 3, 4, 6]
 
 
 def test_results_without_stds():

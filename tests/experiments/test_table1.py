@@ -4,9 +4,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import table1
+from experiments import runs, table1
 from klbox_jax.evaluation import evaluate
-from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train import loop
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -27,10 +27,10 @@ def test_the_rows_are_those_of_the_paper():
     ]
 
 
-@pytest.mark.parametrize("preset", table1.PRESETS)
+@pytest.mark.parametrize("preset", runs.CONFIGS)
 def test_the_rows_share_everything_but_loss_and_postprocessing(preset):
     fields = {"seed": 3}
-    configs = {loss: table1.load_config(table1.PRESETS[preset], loss, fields) for loss in table1.LOSSES}
+    configs = {loss: runs.load_config(runs.CONFIGS[preset], f"loss={loss}", fields) for loss in table1.LOSSES}
     for loss, config in configs.items():
         assert config.is_locked
         assert config.seed == 3
@@ -41,7 +41,7 @@ def test_the_rows_share_everything_but_loss_and_postprocessing(preset):
         del config["postprocess"]["voting"]
     # So schedule, coder, data order and sampling are one and the same.
     assert plain["kl"] == plain["smooth_l1"]
-    settings = [vars(table1.postprocess_settings(configs[row.loss], row)) for row in table1.ROWS]
+    settings = [vars(runs.postprocess_settings(configs[row.loss], row)) for row in table1.ROWS]
     for row, values in zip(table1.ROWS, settings, strict=True):
         assert (values.pop("suppression"), values.pop("voting")) == (row.suppression, row.voting)
     assert all(values == settings[0] for values in settings)
@@ -49,17 +49,18 @@ def test_the_rows_share_everything_but_loss_and_postprocessing(preset):
 
 def test_an_unknown_field_is_refused():
     with pytest.raises(KeyError, match="lerning_rate"):
-        table1.load_config(table1.PRESETS["mini"], "kl", {"optimizer.lerning_rate": 1.0})
+        runs.load_config(runs.CONFIGS["mini"], "loss=kl", {"optimizer.lerning_rate": 1.0})
 
 
 def test_the_aquarium_needs_its_files():
     assert flags.FLAGS.is_parsed()
-    with pytest.raises(
-        ValueError, match=r"--preset=aquarium needs --data_root=FOLDER and --init_weights=FILE\.pth"
-    ):
-        table1.overrides("aquarium")
-    with flagsaver.flagsaver(data_root="pond", init_weights="w.pth"):
-        assert table1.overrides("aquarium") == {"seed": 0, "data.root": "pond", "model.init_weights": "w.pth"}
+    with flagsaver.flagsaver(preset="aquarium"):
+        with pytest.raises(
+            ValueError, match=r"--preset=aquarium needs --data_root=FOLDER and --init_weights=FILE\.pth"
+        ):
+            table1.overrides()
+        with flagsaver.flagsaver(data_root="pond", init_weights="w.pth"):
+            assert table1.overrides() == {"seed": 0, "data.root": "pond", "model.init_weights": "w.pth"}
 
 
 def test_a_dry_run_prints_two_commands(tmp_path, capsys):
@@ -79,12 +80,12 @@ def thin_table(tmp_path_factory):
     """The whole program on a thin network, six steps a training."""
     folder = tmp_path_factory.mktemp("table1")
 
-    def load_config(path, loss, fields):
+    def load_config(path, arg, fields):
         assert path == "configs/scenes.py"
-        return scenes_config(f"loss={loss}", **(fields | {"data.root": str(folder / "scenes")}))
+        return scenes_config(arg, **(fields | {"data.root": str(folder / "scenes")}))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table1, "load_config", load_config)
+        patch.setattr(runs, "load_config", load_config)
         with flagsaver.flagsaver(workdir=str(folder / "table")):
             table1.main(["table1"])
         yield folder / "table"
@@ -137,10 +138,10 @@ def test_a_lost_evaluation_is_made_again_from_the_checkpoint(thin_table, monkeyp
     lost = folder / "eval" / "6" / "soft_nms" / "metrics.json"
     before = json.loads(lost.read_text())
     lost.unlink()
-    config = table1.load_config("configs/scenes.py", "smooth_l1", {"seed": 0})
-    rows = table1.train_and_evaluate(config, folder)
+    config = runs.load_config("configs/scenes.py", "loss=smooth_l1", {"seed": 0})
+    rows = runs.train_and_evaluate(config, folder, table1.rows_of("smooth_l1"))
     assert [row["name"] for row in rows] == ["baseline", "soft_nms"]
     after = json.loads(lost.read_text())
     assert {**after, "eval_seconds": 0} == {**before, "eval_seconds": 0}
     assert Job(config=config, workdir=Workdir(folder)).total_steps == 6
-    assert PostprocessSettings(**after["postprocess"]) == table1.postprocess_settings(config, table1.ROWS[1])
+    assert PostprocessSettings(**after["postprocess"]) == runs.postprocess_settings(config, table1.ROWS[1])

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from klbox_jax.evaluation.evaluate import eval_step
-from klbox_jax.postprocess.detect import PostprocessSettings
+from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
 from klbox_jax.train.loop import dummy_batch
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.train.step import create_state, train_step
@@ -74,3 +74,30 @@ def test_the_eval_step_lowers_for_every_platform(parts):
         + 2 * [((2, 20), "int32")]
         + [((2, 20), "bool")]
     )
+
+
+def test_every_method_lowers_for_every_platform_in_one_step():
+    """All suppressions and votings, and IoU-Net's stages, on one model with both heads."""
+    variant = "loss=lasernet_kl,iou_head=True"
+    model = thin_model(variant)
+    batch = random_batch(size=2, canvas=(96, 96))
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: model.init(key, dummy_batch((96, 96)), key, method="train_forward"))
+    config = scenes_config(variant)
+    fields = config.postprocess.to_dict()
+    settings = {
+        f"{suppression} {voting}": PostprocessSettings(
+            **(fields | {"suppression": suppression, "voting": voting})
+        )
+        for suppression, voting in zip(
+            ("hard", "soft_linear", "soft_gaussian", "iou_guided", "hard", "soft_gaussian", "iou_guided"),
+            VOTING_METHODS,
+            strict=True,
+        )
+    }
+    settings["refined"] = PostprocessSettings(
+        **(fields | {"suppression": "iou_guided", "refine_steps": 2, "score_by_iou": True})
+    )
+    found = exported(functools.partial(eval_step, model=model, settings=settings), params["params"], batch)
+    assert found.count(((2, 20), "bool")) == len(settings)
+    assert found.count(((2, 20, 4), "float32")) == 2 * len(settings)

@@ -1,0 +1,134 @@
+"""What the experiments share: a config file's variants, trained once each, evaluated under many settings."""
+
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from klbox_jax.main import run
+from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.train.job import Job
+from klbox_jax.train.loop import training_seconds
+from klbox_jax.train.workdir import Workdir, read_json
+
+# The flags of every experiment: tests import several of them into one process, where a flag has one owner.
+PRESET = flags.DEFINE_enum(
+    "preset",
+    "mini",
+    ["mini", "aquarium"],
+    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder (--data_root, --init_weights).",
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where the runs and the table go; default runs/EXPERIMENT_PRESET."
+)
+DATA_ROOT = flags.DEFINE_string("data_root", "", "COCO folder of the preset aquarium.")
+INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the preset aquarium.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the trainings and stop.")
+
+SCENES_CONFIG = "configs/scenes.py"
+PHOTOGRAPHS_CONFIG = "configs/faster_rcnn_mobilenet_v2_fpn.py"
+CONFIGS = {"mini": SCENES_CONFIG, "aquarium": PHOTOGRAPHS_CONFIG}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: which network, and how its predictions become detections.
+
+    Attributes:
+        name: unique in its table; the folder of its results.
+        loss: `config.model.box_loss` of the network.
+        suppression, voting: of `PostprocessSettings`.
+        settings: further fields of `PostprocessSettings`.
+    """
+
+    name: str
+    loss: str
+    suppression: str
+    voting: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def labels(self) -> dict[str, str]:
+        """Returns the columns that say what the row is."""
+        return {
+            "name": self.name,
+            "loss": self.loss,
+            "suppression": self.suppression,
+            "voting": self.voting,
+        }
+
+
+def load_config(path: str, arg: str, fields: Mapping[str, object]) -> ml_collections.ConfigDict:
+    """Returns the config file's `get_config(arg)` with fields replaced, locked."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg).lock()
+    config.update_from_flattened_dict(dict(fields))
+    return config
+
+
+def preset_fields() -> dict[str, object]:
+    """Returns the config fields that the flags of the preset set.
+
+    Raises:
+        ValueError: a flag that the preset needs is missing.
+    """
+    if PRESET.value == "mini":
+        return {}
+    if not (DATA_ROOT.value and INIT_WEIGHTS.value):
+        raise ValueError(f"--preset={PRESET.value} needs --data_root=FOLDER and --init_weights=FILE.pth")
+    return {"data.root": DATA_ROOT.value, "model.init_weights": INIT_WEIGHTS.value}
+
+
+def workdir(experiment: str) -> pathlib.Path:
+    """Returns the folder that the flags name."""
+    return pathlib.Path(WORKDIR.value or f"runs/{experiment}_{PRESET.value}")
+
+
+def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.Path) -> str:
+    """Returns the command line that trains and evaluates a config, as a dry run prints it."""
+    values = "".join(f" --config.{name}={value}" for name, value in fields.items())
+    return f"python -m klbox_jax.main --config={path}:{arg}{values} --workdir={workdir} --mode=train_and_eval"
+
+
+def postprocess_settings(config: ml_collections.ConfigDict, row: Row) -> PostprocessSettings:
+    """Returns the config's post-processing with the row's fields in it."""
+    fields = {"suppression": row.suppression, "voting": row.voting, **row.settings}
+    return PostprocessSettings(**(config.postprocess.to_dict() | fields))
+
+
+def evaluate_rows(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int, rows: Sequence[Row]
+) -> dict[str, dict]:
+    """Returns the metrics of rows of one network by name; evaluates only those whose result is missing."""
+    files = {row.name: workdir / "eval" / str(step) / row.name / "metrics.json" for row in rows}
+    missing = {row.name: postprocess_settings(config, row) for row in rows if not files[row.name].exists()}
+    if missing:
+        run(config, str(workdir), "eval", settings=missing)
+    return {name: read_json(file) for name, file in files.items()}
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, rows: Sequence[Row]
+) -> list[dict]:
+    """Returns the table's entries for rows of one network, training and evaluating what is not yet done."""
+    job = Job(config=config, workdir=Workdir(workdir))
+    run(config, str(workdir), "train")
+    metrics = evaluate_rows(config, workdir, job.total_steps, rows)
+    provenance = {
+        "seed": config.seed,
+        "steps": job.total_steps,
+        "seconds": round(training_seconds(job), 1),
+    }
+    return [row.labels() | metrics[row.name] | provenance for row in rows]
+
+
+def machine() -> str:
+    """Returns the processor's kind and the number of its cores."""
+    return f"{platform.machine()}, {os.cpu_count()} cores"
