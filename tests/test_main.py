@@ -133,6 +133,32 @@ def test_fields_out_of_range(root, tmp_path, field, value, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("variant", "fields", "message"),
+    [
+        ("loss=smooth_l1,voting=variance", {}, "voting='variance' needs box_log_vars"),
+        ("loss=l1,voting=bayes", {}, "config.postprocess.voting to none, iou, iou_score, box_voting or wbf"),
+        ("loss=kl,suppression=iou_guided", {}, "config.model.iou_head.enabled=True"),
+        ("loss=kl", {"postprocess.refine_steps": 5}, "refine_steps=5 needs an IoU head"),
+        ("loss=lasernet_kl", {}, "config.model.box_loss_settings.label_noise to 'pixels' or 'size'"),
+        ("loss=gaussian_kl", {}, "needs the label noise of each edge, which pond/train does not have"),
+        (
+            "loss=kl",
+            {"model.roi_heads.box_coder": "center"},
+            "needs config.model.roi_heads.box_coder = 'corner'",
+        ),
+        (
+            "loss=beta_nll",
+            {"model.box_loss_settings.beta_nll_beta": 2.0},
+            "box_loss_settings.beta_nll_beta = 2.0",
+        ),
+    ],
+)
+def test_methods_that_do_not_go_together(root, tmp_path, variant, fields, message):
+    assert message in error_of(coco_config(root, variant, **fields), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluating_a_folder_without_a_run(root, tmp_path):
     config = coco_config(root)
     program = exit_with_one_line(lambda argv: run(config, str(tmp_path / "run"), "eval"))
