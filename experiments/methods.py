@@ -37,7 +37,6 @@ _SEEDS = flags.DEFINE_integer(
     "seeds", 1, "Seeds 0 to N - 1; those after 0 train the losses in REPEATED alone."
 )
 _NETWORKS = flags.DEFINE_list("networks", [], "Only these networks; all by default.")
-_NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Length of each training; 0 for the preset's own.")
 
 VARIANCE_LOSSES = (
     "kl",
@@ -97,7 +96,7 @@ def arg_and_fields(network: str, seed: int) -> tuple[str, dict[str, object]]:
     """Returns the argument of the config file, and the fields to replace."""
     fields: dict[str, object] = {
         "seed": seed,
-        "train.num_epochs": _NUM_EPOCHS.value or NUM_EPOCHS[runs.PRESET.value],
+        "train.num_epochs": runs.NUM_EPOCHS.value or NUM_EPOCHS[runs.PRESET.value],
         **runs.preset_fields(),
     }
     if runs.PRESET.value != "mini":
@@ -155,8 +154,9 @@ def run_network(network: str, seed: int, workdir: pathlib.Path) -> list[dict]:
     rows = rows_of(network)
     entries = runs.train_and_evaluate(config, folder, rows)
     milliseconds = postprocess_milliseconds(config, folder, rows)
+    # The rest of an evaluation's uncertainty scores stays in its metrics.json.
     return [
-        entry
+        {key: value for key, value in entry.items() if key != "uncertainty"}
         | {key: entry["uncertainty"][key] for key in UNCERTAINTY}
         | {"post_ms": milliseconds[entry["name"]]}
         for entry in entries
@@ -277,6 +277,7 @@ def main(argv: list[str]) -> None:
     """Runs what is missing of the table, then writes it."""
     del argv
     started = time.perf_counter()
+    runs.check_preset("methods", *NUM_EPOCHS)
     workdir = runs.workdir("methods")
     unknown = set(_NETWORKS.value) - set(NETWORKS)
     if unknown:
