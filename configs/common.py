@@ -29,6 +29,47 @@ def parse_arg(arg: str | None, **defaults):
     return values
 
 
+# What the networks of ImageNet weights were trained under: the mean and deviation of the RGB channels, and whether
+# a bottleneck strides in its first 1x1 convolution. Loading compares them with the file.
+IMAGENET_WEIGHTS = {
+    # The .pkl files that Detectron starts from: MSRA's ResNets, and the VGG networks of Caffe.
+    "detectron": ((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0), True),
+    # The .pth files of torchvision's classifiers.
+    "torchvision": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+}
+
+
+# By (short side, longest side): sides of whole cells of stride 16 that hold every photograph of that size.
+CANVASES = {
+    (800, 1333): ((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
+    (600, 1000): ((608, 800), (800, 608), (608, 1008), (1008, 608)),
+}
+
+
+def choose(choices: dict, variant: dict, key: str):
+    """Returns what `choices` has for the value of the variant's `key`.
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    if variant[key] not in choices:
+        raise ValueError(
+            f"config argument {key}={variant[key]!r} is unknown; choose one of {', '.join(map(str, choices))}"
+        )
+    return choices[variant[key]]
+
+
+def steps_for(images: int, *, batch_size: int) -> int:
+    """Returns the steps in which batches of `batch_size` show `images` images.
+
+    Raises:
+        ValueError: the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"config argument batch_size={batch_size}: write a positive number")
+    return round(images / batch_size)
+
+
 def scenes_data(*, noise_scale: float) -> dict:
     """The embedded scenes; `root` is where they are kept once generated."""
     return dict(
@@ -48,12 +89,59 @@ def scenes_data(*, noise_scale: float) -> dict:
     )
 
 
-def train(*, batch_size: int, num_epochs: float, save_every: int, log_every: int) -> dict:
+def coco_data(
+    *, size: tuple[int, int], splits: tuple[str, str], multi_scale: bool, mask_size: int = 0
+) -> dict:
+    """COCO, photographs of `size` (short side, at most so long), from a folder that `--config.data.root` names.
+
+    Canvases, slots and threads are ours: most photographs are 4:3 or 3:4 and fill the small canvases; a training
+    image of more than 100 objects would be named before the first step. `multi_scale` draws the short side
+    between 0.8 of its length and all of it, detectron2's 640 to 800 pixels.
+    """
+    return dict(
+        name="coco",
+        root="",
+        train_split=splits[0],
+        eval_split=splits[1],
+        short_side=size[0],
+        long_side=size[1],
+        canvases=CANVASES[size],
+        max_gt=100,
+        flip=True,
+        scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
+        num_threads=8,
+        mask_size=mask_size,
+        # train2017 has two boxes of height 0.
+        skip_empty_boxes=True,
+    )
+
+
+def voc_data(*, multi_scale: bool) -> dict:
+    """VOC 2007 at py-faster-rcnn's 600 to 1000 pixels; `--config.data.root` names the folder with VOC2007 in it."""
+    size = (600, 1000)
+    return dict(
+        name="voc",
+        root="",
+        train_split="2007_trainval",
+        eval_split="2007_test",
+        short_side=size[0],
+        long_side=size[1],
+        canvases=CANVASES[size],
+        max_gt=64,
+        flip=True,
+        scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
+        num_threads=8,
+    )
+
+
+def train(
+    *, batch_size: int, save_every: int, log_every: int, num_epochs: float = 0.0, num_steps: int = 0
+) -> dict:
     """The training loop. `batch_size` is global; `num_steps` overrules `num_epochs` where it is not 0."""
     return dict(
         batch_size=batch_size,
         num_epochs=num_epochs,
-        num_steps=0,
+        num_steps=num_steps,
         save_every=save_every,
         log_every=log_every,
         eval_every=0,

@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
         init_weights="",
+        init_partial=False,
         backbone=dict(name="mobilenet_v2"),
         fpn=dict(features=128, levels=(3, 4, 5), extra_levels=1),
         rpn=dict(

@@ -23,6 +23,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
         init_weights="",
+        init_partial=False,
         backbone=dict(
             name="resnet",
             stem_features=24,

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,19 +22,25 @@ from klbox_jax.train.workdir import Workdir, read_json
 PRESET = flags.DEFINE_enum(
     "preset",
     "mini",
-    ["mini", "aquarium"],
-    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder (--data_root, --init_weights).",
+    ["mini", "aquarium", "full"],
+    "mini: the embedded scenes; aquarium: MobileNetV2-FPN on a COCO folder; full: the paper's setting. The last "
+    "two need --data_root and --init_weights.",
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where the runs and the table go; default runs/EXPERIMENT_PRESET."
 )
-DATA_ROOT = flags.DEFINE_string("data_root", "", "COCO folder of the preset aquarium.")
-INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the preset aquarium.")
+DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set of the presets aquarium and full.")
+INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the presets aquarium and full.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the trainings and stop.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the parameters, the sampling and the data order (methods has --seeds)."
+)
+NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Length of each training; 0 for the preset's own.")
 
 SCENES_CONFIG = "configs/scenes.py"
 PHOTOGRAPHS_CONFIG = "configs/faster_rcnn_mobilenet_v2_fpn.py"
-CONFIGS = {"mini": SCENES_CONFIG, "aquarium": PHOTOGRAPHS_CONFIG}
+# Of Table 1: VGG-16 on COCO is the paper's.
+CONFIGS = {"mini": SCENES_CONFIG, "aquarium": PHOTOGRAPHS_CONFIG, "full": "configs/faster_rcnn_vgg16.py"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +80,32 @@ def load_config(path: str, arg: str, fields: Mapping[str, object]) -> ml_collect
     return config
 
 
+def check_preset(experiment: str, *known: str) -> str:
+    """Returns the preset that the flags name; raises ValueError where the experiment does not have it."""
+    if PRESET.value not in known:
+        raise ValueError(f"{experiment} has no preset {PRESET.value}; choose {' or '.join(known)}")
+    return PRESET.value
+
+
 def preset_fields() -> dict[str, object]:
-    """Returns the config fields that the flags of the preset set.
+    """Returns the config fields that the flags of the preset set; a dry run may leave them open.
 
     Raises:
         ValueError: a flag that the preset needs is missing.
     """
     if PRESET.value == "mini":
         return {}
-    if not (DATA_ROOT.value and INIT_WEIGHTS.value):
+    root, weights = DATA_ROOT.value, INIT_WEIGHTS.value
+    if DRY_RUN.value:
+        root, weights = root or "DATA_ROOT", weights or "INIT_WEIGHTS"
+    if not (root and weights):
         raise ValueError(f"--preset={PRESET.value} needs --data_root=FOLDER and --init_weights=FILE.pth")
-    return {"data.root": DATA_ROOT.value, "model.init_weights": INIT_WEIGHTS.value}
+    return {"data.root": root, "model.init_weights": weights}
+
+
+def schedule_fields() -> dict[str, object]:
+    """Returns the config fields that `--num_epochs` sets."""
+    return {"train.num_epochs": NUM_EPOCHS.value, "train.num_steps": 0} if NUM_EPOCHS.value else {}
 
 
 def workdir(experiment: str) -> pathlib.Path:
@@ -93,7 +115,7 @@ def workdir(experiment: str) -> pathlib.Path:
 
 def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.Path) -> str:
     """Returns the command line that trains and evaluates a config, as a dry run prints it."""
-    values = "".join(f" --config.{name}={value}" for name, value in fields.items())
+    values = "".join(f" --config.{name}={shlex.quote(str(value))}" for name, value in fields.items())
     return f"python -m klbox_jax.main --config={path}:{arg}{values} --workdir={workdir} --mode=train_and_eval"
 
 

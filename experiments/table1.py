@@ -1,6 +1,7 @@
 """Table 1 of He et al. 2019: what KL Loss, soft-NMS and variance voting each add.
 
     python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
+    python -m experiments.table1 --preset=full --data_root=COCO_FOLDER --init_weights=VGG16.pth
 
 Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss,
 make six rows: each network's raw predictions are post-processed under every setting from one forward pass.
@@ -30,7 +31,6 @@ from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_
 # Detections below this score are not drawn.
 DISPLAY_SCORE = 0.4
 
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the parameters, the sampling and the data order.")
 _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
 )
@@ -48,7 +48,7 @@ LOSSES = ("smooth_l1", "kl")
 
 def overrides() -> dict[str, object]:
     """Returns the config fields that the flags set, beside the loss."""
-    fields = {"seed": _SEED.value, **runs.preset_fields()}
+    fields = {"seed": runs.SEED.value, **runs.schedule_fields(), **runs.preset_fields()}
     if runs.PRESET.value == "mini":
         fields["data.noise_scale"] = _NOISE_SCALE.value
     return fields
@@ -91,7 +91,8 @@ def draw_examples(
 def write_table(rows: list[dict], workdir: pathlib.Path, *, meta: dict[str, object]) -> None:
     """Writes table.md, table.json and the plot of AP over IoU."""
     write_json(workdir / "table.json", {"rows": rows, **meta})
-    write_atomically(workdir / "table.md", tables.table1_markdown(rows, meta=meta))
+    text = tables.table1_markdown(rows, meta=meta, comparable=meta["preset"] == "full")
+    write_atomically(workdir / "table.md", text)
     plot_ap_over_iou(
         rows, workdir / "ap_over_iou.png", title=f"Table 1, {meta['data']}, seed {rows[0]['seed']}"
     )

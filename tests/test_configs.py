@@ -5,20 +5,34 @@ import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import common
 from klbox_jax.data.build import build_preprocessing
+from klbox_jax.data.transforms import resized_size
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.loop import dummy_batch
-from klbox_jax.train.optimizer import make_optimizer
+from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.weights import detectron_names, torchvision_names
+from klbox_jax.weights.provenance import check_provenance
+from klbox_jax.weights.restricted_unpickler import WeightFileError
+from tests.thin import num_params
 
 FAMILIES = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common")
+    # torchvision's published detectors have no variants.
+    if path.stem not in ("__init__", "common", "torchvision")
+)
+FULL_SCALE = (
+    "faster_rcnn_resnet50_c4",
+    "faster_rcnn_resnet50_fpn",
+    "faster_rcnn_vgg16",
+    "faster_rcnn_vgg_cnn_m_1024",
+    "mask_rcnn_resnet50_fpn",
 )
 LOSSES, SUPPRESSIONS, VOTINGS = (
     ("smooth_l1", "kl"),
@@ -48,7 +62,7 @@ def leaves(value):
 
 
 def test_every_family_is_found():
-    assert {"scenes", "faster_rcnn_mobilenet_v2_fpn"} <= set(FAMILIES)
+    assert {"scenes", "faster_rcnn_mobilenet_v2_fpn", *FULL_SCALE} <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,7 +70,13 @@ def test_every_family_is_found():
 def test_every_variant_builds(family, variant):
     config = get_config(family, variant)
     assert isinstance(config, ml_collections.ConfigDict)
-    assert {type(leaf) for leaf in leaves(config.to_dict())} <= {str, int, float, bool}  # and so no lists
+    assert {type(leaf) for leaf in leaves(config.to_dict())} <= {
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+    }  # and so no lists
     settings = PostprocessSettings(**config.postprocess)
     assert set(config.postprocess) == {field.name for field in dataclasses.fields(settings)}
     model = build_model(config.model, num_classes=4)
@@ -75,7 +95,7 @@ def test_the_network_of_a_family_runs_on_its_canvases(family):
     batch = dummy_batch(config.data.canvases[0])
     key = jax.random.key(0)
     params = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))
-    for canvas in config.data.canvases:
+    for canvas in config.data.canvases[:2]:
         boxes = jax.eval_shape(
             lambda params, batch: model.apply(params, batch, method="predict").proposals.boxes,
             params,
@@ -108,9 +128,165 @@ def test_the_two_losses_differ_in_nothing_else(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("arg", ["los=kl", "loss", "kl", "loss=kl,depth=50"])
+@pytest.mark.parametrize("arg", ["los=kl", "loss", "kl", "loss=kl,deep=50"])
 def test_an_unknown_argument_is_refused(family, arg):
     with pytest.raises(ValueError, match=r"is unknown; write key=value with a key of \['"):
+        get_config(family, arg)
+
+
+# Convolutions of ImageNet networks, from the published counts of torchvision's classifiers: ResNet-50 25,557,032 and
+# ResNet-101 44,549,160, less the 2,049,000 of `fc` and two for each channel of batch norm, of which there are
+# 26,560 and 52,672. VGG-16 138,357,544 with `fc6` and `fc7`, less the 4,097,000 of `fc8`.
+RESNET50 = 25_557_032 - 2_049_000 - 2 * 26_560
+RESNET101 = 44_549_160 - 2_049_000 - 2 * 52_672
+VGG16 = 138_357_544 - 4_097_000
+# torchvision's fasterrcnn_resnet50_fpn and maskrcnn_resnet50_fpn, published without frozen batch norms (buffers there).
+# Each of its 91 classes, one of them the background, has a score, a box and a mask; ours are 80, and the background
+# has a score alone.
+TORCHVISION_PREDICTOR = 1025 * (91 + 4 * 91)
+FASTER = 41_755_286 - TORCHVISION_PREDICTOR
+MASKS = 44_401_393 - 41_755_286 - 257 * (91 - 80)
+
+
+def predictor(features, classes):
+    """Scores with the background; offsets and their log variances without."""
+    return (features + 1) * (classes + 1 + 2 * 4 * classes)
+
+
+def rpn(channels, features, anchors):
+    return features * (9 * channels + 1) + (features + 1) * 5 * anchors
+
+
+@pytest.mark.parametrize(
+    ("family", "arg", "classes", "expected"),
+    [
+        # Four numbers a channel of frozen batch norm are parameters here, and not trained.
+        ("faster_rcnn_resnet50_fpn", "", 80, FASTER + predictor(1024, 80) + 4 * 26_560),
+        ("mask_rcnn_resnet50_fpn", "", 80, FASTER + predictor(1024, 80) + 4 * 26_560 + MASKS),
+        (
+            "mask_rcnn_resnet50_fpn",
+            "depth=101",
+            80,
+            FASTER - RESNET50 + RESNET101 + predictor(1024, 80) + 4 * 52_672 + MASKS,
+        ),
+        (
+            "faster_rcnn_resnet50_c4",
+            "",
+            80,
+            RESNET50 + 4 * 26_560 + rpn(1024, 1024, 15) + predictor(2048, 80),
+        ),
+        ("faster_rcnn_vgg16", "", 80, VGG16 + rpn(512, 512, 12) + predictor(4096, 80)),
+        ("faster_rcnn_vgg16", "data=voc", 20, VGG16 + rpn(512, 512, 9) + predictor(4096, 20)),
+        (
+            "faster_rcnn_vgg_cnn_m_1024",
+            "",
+            20,
+            # Five convolutions, two layers over 6 x 6 cells.
+            (96 * (49 * 3 + 1) + 256 * (25 * 96 + 1) + 512 * (9 * 256 + 1) + 2 * 512 * (9 * 512 + 1))
+            + (4096 * (36 * 512 + 1) + 1024 * 4097)
+            + rpn(512, 256, 9)
+            + predictor(1024, 20),
+        ),
+    ],
+)
+def test_parameters_are_those_that_were_published(family, arg, classes, expected):
+    model = build_model(get_config(family, arg).model, num_classes=classes)
+    key, batch = jax.random.key(0), dummy_batch((64, 64))
+    assert num_params(jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "arg", "steps", "rate"),
+    [
+        # The configs of the KL-Loss release for 8, 4 and 2 GPUs.
+        ("faster_rcnn_resnet50_fpn", "", 180_000, 0.02),
+        ("faster_rcnn_resnet50_fpn", "batch_size=8", 360_000, 0.01),
+        ("mask_rcnn_resnet50_fpn", "batch_size=4", 720_000, 0.005),
+        ("mask_rcnn_resnet50_fpn", "schedule=1x", 90_000, 0.02),
+        ("faster_rcnn_resnet50_fpn", "schedule=4x", 360_000, 0.02),
+        # Detectron's e2e_faster_rcnn_R-50-C4_2x.yaml.
+        ("faster_rcnn_resnet50_c4", "", 360_000, 0.01),
+        # py-faster-rcnn's solvers, in batches of 2, 2 and 1.
+        ("faster_rcnn_vgg16", "batch_size=2", 490_000, 0.001),
+        ("faster_rcnn_vgg16", "data=voc,batch_size=2", 70_000, 0.001),
+        ("faster_rcnn_vgg_cnn_m_1024", "batch_size=1", 70_000, 0.001),
+    ],
+)
+def test_schedules_are_those_of_their_sources(family, arg, steps, rate):
+    config = get_config(family, arg)
+    assert config.train.num_steps == steps
+    schedule = learning_rate_schedule(
+        global_batch=config.train.batch_size,
+        total_steps=steps,
+        **{
+            name: config.optimizer[name]
+            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
+        },
+    )
+    fractions = (2 / 3, 8 / 9) if "resnet" in family else (5 / 7,)
+    assert float(schedule(0)) == pytest.approx(rate / 3)
+    for number, fraction in enumerate(fractions):
+        decay = round(fraction * steps)
+        assert float(schedule(decay - 1)) == pytest.approx(rate * 0.1**number)
+        assert float(schedule(decay + 1)) == pytest.approx(rate * 0.1 ** (number + 1))
+
+
+# What tells a backbone's file, and a whole detector's.
+TENSOR = np.zeros(1, np.float32)
+DETECTRON_FILES = ({"res2_0_branch2a_w": TENSOR}, {"res2_0_branch2a_w": TENSOR, "cls_score_w": TENSOR})
+
+
+@pytest.mark.parametrize(
+    "family", ["faster_rcnn_resnet50_fpn", "mask_rcnn_resnet50_fpn", "faster_rcnn_resnet50_c4"]
+)
+def test_the_weights_of_a_variant_suit_it(family):
+    backbone, detector = (detectron_names.provenance(state, config="") for state in DETECTRON_FILES)
+    torchvision = torchvision_names.provenance({"layer1.0.conv1.weight": TENSOR}, config="")
+    check_provenance(get_config(family).model, backbone)
+    check_provenance(get_config(family, "weights=torchvision").model, torchvision)
+    check_provenance(get_config(family, "init=detector").model, detector)
+    assert not get_config(family).model.init_partial
+    assert get_config(family, "init=detector").model.init_partial
+    with pytest.raises(WeightFileError, match=r"pixel_mean.*pixel_std.*stride_in_1x1"):
+        check_provenance(get_config(family).model, torchvision)
+    with pytest.raises(WeightFileError, match=r"box_pooler\.aligned = False.*mask_pooler\.aligned = False"):
+        check_provenance(get_config(family).model, detector)
+
+
+def test_the_weights_of_vgg_suit_it():
+    detectron = detectron_names.provenance({"conv1_1_w": TENSOR}, config="")
+    check_provenance(get_config("faster_rcnn_vgg16").model, detectron)
+    check_provenance(get_config("faster_rcnn_vgg_cnn_m_1024").model, detectron)
+    torchvision = torchvision_names.provenance({"features.0.weight": TENSOR}, config="")
+    check_provenance(get_config("faster_rcnn_vgg16", "weights=torchvision,data=voc").model, torchvision)
+
+
+@pytest.mark.parametrize("family", FULL_SCALE)
+def test_every_photograph_fits_a_canvas(family):
+    preprocessing = build_preprocessing(get_config(family).data)
+    sides = {"short_side": preprocessing.short_side, "long_side": preprocessing.long_side}
+    for short in range(20, 641, 20):
+        for height, width in ((short, 640), (640, short)):
+            size = resized_size(height, width, **sides)
+            fitting = [canvas for canvas in preprocessing.canvases if np.all(np.less_equal(size, canvas))]
+            assert fitting, size
+            # 4:3 and squarer ones need no canvas for the long ones.
+            assert short < 480 or min(max(canvas) for canvas in fitting) < preprocessing.long_side
+
+
+@pytest.mark.parametrize(
+    ("family", "arg", "message"),
+    [
+        ("faster_rcnn_resnet50_fpn", "depth=34", r"depth=34 is unknown; choose one of 50, 101"),
+        ("mask_rcnn_resnet50_fpn", "schedule=3x", r"schedule='3x' is unknown; choose one of 1x, 2x, 4x"),
+        ("faster_rcnn_resnet50_c4", "init=coco", r"init='coco' is unknown; choose one of imagenet, detector"),
+        ("faster_rcnn_vgg16", "data=kitti", r"data='kitti' is unknown; choose one of coco, voc"),
+        ("faster_rcnn_vgg16", "weights=caffe", r"weights='caffe' is unknown; choose one of detectron, torch"),
+        ("faster_rcnn_vgg_cnn_m_1024", "batch_size=0", r"batch_size=0: write a positive number"),
+    ],
+)
+def test_an_unknown_choice_is_refused(family, arg, message):
+    with pytest.raises(ValueError, match=f"^config argument {message}"):
         get_config(family, arg)
 
 

@@ -37,7 +37,10 @@ def build_source(config: Any, split: str) -> Source:
     if config.name == "scenes":
         boxes = "noisy" if split == "train" else "exact"
         root = config.root or cache_folder() / "scenes"
-        return ScenesSource(root, split, boxes=boxes, noise_scale=config.noise_scale, **config.num_images)
+        masks = config.get("mask_size", 0) > 0
+        return ScenesSource(
+            root, split, boxes=boxes, masks=masks, noise_scale=config.noise_scale, **config.num_images
+        )
     if not config.root:
         raise ValueError(f"config.data.root is empty; set it to the folder of the {config.name} data set")
     if config.name == "coco":

@@ -48,11 +48,19 @@ def build_model(config: Any, *, num_classes: int) -> GeneralizedRCNN:
     return GeneralizedRCNN(
         backbone=_choose(BACKBONES, backbone.pop("name"), "backbone.name")(**backbone),
         fpn=FPN(**config.fpn) if config.fpn else None,
-        rpn=RPN(**config.rpn),
+        rpn=_build_rpn(config),
         roi_heads=_build_roi_heads(config, num_classes=num_classes),
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
     )
+
+
+def _build_rpn(config: Any) -> RPN:
+    fields = config.rpn.to_dict()
+    if "box_coder" in fields:
+        coder = _choose(BOX_CODERS, fields["box_coder"], "rpn.box_coder")
+        fields["box_coder"] = coder(weights=(1.0, 1.0, 1.0, 1.0))
+    return RPN(**fields)
 
 
 def _build_roi_heads(config: Any, *, num_classes: int) -> RoIHeads:

@@ -14,7 +14,7 @@ from klbox_jax.losses.detection import objectness_loss
 from klbox_jax.losses.reduction import masked_sum
 from klbox_jax.models.convolution import Conv
 from klbox_jax.ops.anchors import AnchorGenerator
-from klbox_jax.ops.box_coder import CenterBoxCoder
+from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.ops.boxes import clip_to_image, is_nonempty
 from klbox_jax.ops.matcher import match_boxes
 from klbox_jax.ops.nms import hard_nms
@@ -73,6 +73,11 @@ class RPN(nn.Module):
         levels: pyramid levels it looks at, finest first.
         anchor_sizes: for each level, the side of a square anchor in pixels; several make several anchors.
         aspect_ratios: height over width.
+        anchor_offset: where an anchor stands in its cell, in cells; 0 for weights of torchvision or detectron2.
+        round_anchors: round half of each anchor's sides to whole pixels, as torchvision does.
+        box_coder: offsets between an anchor and its box; by edges in the KL-Loss release.
+        min_size: side in pixels of the canvas that a proposal has to exceed (`RPN_MIN_SIZE` of py-faster-rcnn,
+            which is in pixels of the file).
         pre_nms_topk: candidates kept in each level before NMS, in training and in evaluation.
         post_nms_topk: proposals kept in an image, in training and in evaluation.
         nms_threshold: IoU above which the weaker of two proposals of one level goes.
@@ -86,6 +91,10 @@ class RPN(nn.Module):
     levels: tuple[int, ...]
     anchor_sizes: tuple[tuple[float, ...], ...]
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_offset: float = 0.5
+    round_anchors: bool = False
+    box_coder: CornerBoxCoder | CenterBoxCoder = CenterBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    min_size: float = 0.0
     pre_nms_topk: tuple[int, int] = (2000, 1000)
     post_nms_topk: tuple[int, int] = (1000, 1000)
     nms_threshold: float = 0.7
@@ -97,17 +106,14 @@ class RPN(nn.Module):
     def setup(self):
         self.head = RPNHead(self.features, len(self.anchor_sizes[0]) * len(self.aspect_ratios))
 
-    @property
-    def box_coder(self) -> CenterBoxCoder:
-        """The RPN's own coder, of centres and sizes."""
-        return CenterBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-
     def __call__(self, pyramid: dict[str, Float[Array, "b _h _w c"]], canvas: tuple[int, int]) -> RPNOutputs:
         """Runs the head on every level; `canvas` is the height and width of the padded images."""
         generator = AnchorGenerator(
             sizes=self.anchor_sizes,
             aspect_ratios=self.aspect_ratios,
             strides=tuple(2**level for level in self.levels),
+            offset=self.anchor_offset,
+            round_sizes=self.round_anchors,
         )
         logits, deltas = zip(*(self.head(pyramid[f"p{level}"]) for level in self.levels), strict=True)
         anchors = tuple(jnp.asarray(grid) for grid in generator.grid(canvas))
@@ -130,6 +136,7 @@ class RPN(nn.Module):
                 pre_nms_topk=pre_nms_topk,
                 post_nms_topk=post_nms_topk,
                 nms_threshold=self.nms_threshold,
+                min_size=self.min_size,
             )
 
         outputs = jax.lax.stop_gradient(outputs)
@@ -177,12 +184,13 @@ def generate_proposals(
     anchors: tuple[Float[Array, "_n 4"], ...],
     image_size: Int[Array, " 2"],
     *,
-    box_coder: CenterBoxCoder,
+    box_coder: CornerBoxCoder | CenterBoxCoder,
     pre_nms_topk: int,
     post_nms_topk: int,
     nms_threshold: float,
+    min_size: float = 0.0,
 ) -> Proposals:
-    """Turns one image's anchors into proposals: best of each level, decode, clip, NMS, best of all.
+    """Turns one image's anchors into proposals: best of each level, decode, clip, drop small, NMS, best of all.
 
     Agrees with detectron2's `find_top_rpn_proposals`, but for the fixed number of slots.
     """
@@ -190,7 +198,7 @@ def generate_proposals(
     for logits, deltas, level_anchors in zip(objectness_logits, anchor_deltas, anchors, strict=True):
         top_logits, top = jax.lax.top_k(logits, min(pre_nms_topk, logits.shape[0]))
         boxes = clip_to_image(box_coder.decode(deltas[top], level_anchors[top]), image_size)
-        kept = hard_nms(boxes, top_logits, is_nonempty(boxes), iou_threshold=nms_threshold)
+        kept = hard_nms(boxes, top_logits, is_nonempty(boxes, min_size=min_size), iou_threshold=nms_threshold)
         level_boxes.append(boxes[kept.indices])
         level_logits.append(top_logits[kept.indices])
         level_valid.append(kept.valid)

@@ -54,6 +54,46 @@ def plot_ap_over_iou(rows: Sequence[Mapping], path: str | os.PathLike, *, title:
     _save(figure, path)
 
 
+def plot_ap_over_sigma_t(
+    rows: Sequence[Mapping], path: str | os.PathLike, *, metrics: Sequence[str], title: str, paper: float
+) -> None:
+    """Draws metrics over the width of the IoU weight, and beside it what each gains over no voting.
+
+    Args:
+        rows: those with a `sigma_t` are points, in ascending order; the one whose `sigma_t` is None did not vote.
+        path: the PNG file to write.
+        metrics: keys of the rows, in per cent; one line for each.
+        title: printed above.
+        paper: the paper's `sigma_t`, marked.
+
+    Raises:
+        ValueError: no points, or not exactly one row that did not vote.
+    """
+    points = [row for row in rows if row["sigma_t"] is not None]
+    without = [row for row in rows if row["sigma_t"] is None]
+    if not points or len(without) != 1:
+        raise ValueError(f"needs rows with a sigma_t and one without, not {len(points)} and {len(without)}")
+    figure, (left, right) = _figure(2, title=title)
+    xs = [row["sigma_t"] for row in points]
+    for i, metric in enumerate(metrics):
+        curve = np.array([row[metric] for row in points], float)
+        base = float("nan") if without[0][metric] is None else without[0][metric]
+        style = {"color": COLORS[i % len(COLORS)], "linewidth": 1.6}
+        points_style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4.5, "markeredgewidth": 0}
+        left.plot(xs, curve, label=metric, **style, **points_style)
+        left.axhline(base, linestyle="--", **style | {"linewidth": 0.8})
+        right.plot(xs, curve - base, **style, **points_style)
+    left.set_ylabel("AP (%), dashed without voting")
+    left.set_ylim(bottom=0)
+    left.legend(frameon=False, fontsize=8.5)
+    right.set_ylabel("gain over no voting (points)")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("sigma_t (dotted: the paper's)")
+        axes.axvline(paper, color="0.6", linewidth=0.8, linestyle=":")
+    _save(figure, path)
+
+
 def plot_loss_curves(
     runs: Mapping[str, str | os.PathLike],
     path: str | os.PathLike,

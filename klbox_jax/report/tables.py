@@ -1,20 +1,19 @@
-"""Result tables in Markdown: any table, and Table 1 of the KL Loss paper with ours beside the paper's."""
+"""Result tables in Markdown: any table, and those of the KL Loss paper with ours beside the paper's numbers."""
 
 from collections.abc import Mapping, Sequence
 
-METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90")
+from klbox_jax.report.paper import PAPER_TABLE1, Cell
 
-# AP of Table 1 (KL Loss, He et al., CVPR 2019: VGG-16 Faster R-CNN on COCO) and how it is known. "read": in a
-# public text of the authors; "second-hand": quoted in someone else's public report; "unverified": remembered.
-PAPER_TABLE1 = {
-    "baseline": (23.6, "read"),
-    "soft_nms": (24.8, "unverified"),
-    "kl": (26.4, "second-hand"),
-    "kl_voting": (27.8, "unverified"),
-    "kl_soft_nms": (27.8, "unverified"),
-    "kl_voting_soft_nms": (29.1, "read"),
+METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90")
+LABELS = ("name", "loss", "suppression", "voting")
+
+# How a number of the paper is known, from the surest on, and how it is marked.
+_MARKS = {"read": "", "second-hand": "*", "derived": "~", "unverified": "?"}
+_MEANINGS = {
+    "second-hand": "`*` second-hand: quoted in another public report, not read in the paper.",
+    "derived": "`~` derived: follows from other numbers, read or second-hand.",
+    "unverified": "`( )?` unverified: remembered, checked against no text; not to be cited as the paper's.",
 }
-_MARKS = {"read": "", "second-hand": "*", "unverified": "?"}
 _MISSING = "-"
 
 
@@ -56,15 +55,15 @@ def table1_markdown(
     *,
     meta: Mapping[str, object],
     paper: Mapping[str, tuple[float, str]] = PAPER_TABLE1,
+    comparable: bool = False,
 ) -> str:
     """Our rows of Table 1, then what each gains over the baseline, beside the paper's AP and gain.
 
     Args:
-        rows: each with `name` (unique; the names of `PAPER_TABLE1`), `loss`, `suppression`, `voting`, AP to
-            AP90 in per cent (None where there is no ground truth), `steps`, `seed`, `seconds` and `versions`
-            (package -> version). Missing entries print as "-". Without a row `baseline`, gains do too.
-        meta: what all rows share (data, preset, device, ...), printed as `key: value` above the tables.
-        paper: AP and mark ("read", "second-hand" or "unverified") by row name.
+        rows: see `paper_table_markdown`; the names are those of `PAPER_TABLE1`.
+        meta: see `paper_table_markdown`.
+        paper: AP and mark by row name.
+        comparable: ours are trained as the paper's, on the same data.
 
     Returns:
         Markdown that ends with a newline.
@@ -72,35 +71,88 @@ def table1_markdown(
     Raises:
         ValueError: two rows of one name.
     """
-    names = [row["name"] for row in rows]
-    if len(set(names)) != len(names):
-        raise ValueError(f"row names must be unique, not {names}")
-    baseline = next((row for row in rows if row["name"] == "baseline"), {})
+    return paper_table_markdown(
+        rows,
+        meta=meta,
+        paper={name: {"AP": cell} for name, cell in paper.items()},
+        setting="VGG-16 Faster R-CNN on COCO",
+        comparable=comparable,
+    )
 
-    settings = ["name", "loss", "suppression", "voting"]
+
+def paper_table_markdown(
+    rows: Sequence[Mapping],
+    *,
+    meta: Mapping[str, object],
+    paper: Mapping[str, Mapping[str, Cell]],
+    setting: str,
+    comparable: bool,
+    metrics: Sequence[str] = METRICS,
+    headlines: Sequence[str] = ("AP",),
+    whole_paper: bool = False,
+) -> str:
+    """Our rows of a table of the paper, what each gains over its baseline beside the paper's gain, and its cells.
+
+    The baseline of a row is the row `baseline`, or `HEAD/baseline` for a row `HEAD/...`.
+
+    Args:
+        rows: each with `name` (unique), `loss`, `suppression`, `voting`, the metrics in per cent (None where
+            there is no ground truth), `steps`, `seed`, `seconds` and `versions` (package -> version). Missing
+            entries print as "-". Without a baseline, gains do too.
+        meta: what all rows share (data, preset, device, ...), printed as `key: value` above the tables.
+        paper: value and mark by row name and metric.
+        setting: what the paper's numbers were measured on, for the notes.
+        comparable: ours are trained as the paper's, on the same data.
+        metrics: columns of ours.
+        headlines: metrics whose value and gain in the paper stand beside our gains.
+        whole_paper: print all cells of the paper in a table of their own, those of rows that we lack included.
+
+    Returns:
+        Markdown that ends with a newline.
+
+    Raises:
+        ValueError: two rows of one name.
+    """
+    by_name = {row["name"]: row for row in rows}
+    if len(by_name) != len(rows):
+        raise ValueError(f"row names must be unique, not {[row['name'] for row in rows]}")
     ours = [
-        [str(row.get(key, _MISSING)) for key in settings]
-        + [_number(row.get(metric), "{:.1f}") for metric in METRICS]
+        [str(row.get(key, _MISSING)) for key in LABELS]
+        + [_number(row.get(metric), "{:.1f}") for metric in metrics]
         + [_number(row.get("steps"), "{:d}"), str(row.get("seed", _MISSING))]
         + [_number(row.get("seconds"), "{:.0f}")]
         for row in rows
     ]
-    gains = [
-        [row["name"]]
-        + [_gain(row.get(metric), baseline.get(metric)) for metric in METRICS]
-        + _paper_cells(row["name"], paper)
-        for row in rows
-    ]
+    gains = []
+    for name, row in by_name.items():
+        baseline = by_name.get(_baseline_name(name), {})
+        cells = [_gain(row.get(metric), baseline.get(metric)) for metric in metrics]
+        gains.append([name, *cells, *_paper_cells(name, paper, headlines)])
+    paper_columns = [f"paper's {kind}{metric}" for metric in headlines for kind in ("", "gain in ")]
     parts = [
         "\n".join(f"- {key}: {value}" for key, value in meta.items()),
         "Average precision in per cent:",
-        markdown_table([*settings, *METRICS, "steps", "seed", "seconds"], ours, text_columns=settings),
+        markdown_table([*LABELS, *metrics, "steps", "seed", "seconds"], ours, text_columns=LABELS),
         "Gain over the baseline in points, ours beside the paper's:",
-        markdown_table(["name", *METRICS, "paper's AP", "paper's gain in AP"], gains),
-        _notes([paper[name][1] for name in names if name in paper]),
-        _versions(rows),
+        markdown_table(["name", *metrics, *paper_columns], gains),
     ]
+    if whole_paper:
+        parts += ["All of the paper's numbers:", _whole_paper(paper)]
+        shown = [cell for cells in paper.values() for cell in cells.values()]
+    else:
+        shown = [paper[name][metric] for name in by_name for metric in headlines if _has(paper, name, metric)]
+    parts += [_notes([mark for _, mark in shown], setting=setting, comparable=comparable), _versions(rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def marked(text: str, mark: str) -> str:
+    """A number of the paper with the mark of how it is known."""
+    return f"({text}){_MARKS[mark]}" if mark == "unverified" else f"{text}{_MARKS[mark]}"
+
+
+def meanings(marks: Sequence[str]) -> str:
+    """What the marks mean, a paragraph for each that occurs; "" for numbers that were all read."""
+    return "\n\n".join(text for mark, text in _MEANINGS.items() if mark in marks)
 
 
 def _number(value: float | int | None, form: str) -> str:
@@ -113,37 +165,43 @@ def _gain(value: float | int | None, base: float | int | None) -> str:
     return f"{round(value - base, 1) + 0.0:+.1f}"  # adding 0.0 turns -0.0 into 0.0
 
 
-def _paper_cells(name: str, paper: Mapping[str, tuple[float, str]]) -> list[str]:
-    """The paper's AP and its gain; a gain is as sure as the less sure of its two numbers."""
-    if name not in paper:
-        return [_MISSING, _MISSING]
-    value, mark = paper[name]
-    cells = [_marked(f"{value:.1f}", mark)]
-    if "baseline" not in paper:
-        return [*cells, _MISSING]
-    base, base_mark = paper["baseline"]
-    order = list(_MARKS)
-    return [*cells, _marked(_gain(value, base), max(mark, base_mark, key=order.index))]
+def _baseline_name(name: str) -> str:
+    head, slash, _ = name.rpartition("/")
+    return f"{head}{slash}baseline"
 
 
-def _marked(text: str, mark: str) -> str:
-    return f"({text}){_MARKS[mark]}" if mark == "unverified" else f"{text}{_MARKS[mark]}"
+def _has(paper: Mapping[str, Mapping[str, Cell]], name: str, metric: str) -> bool:
+    return metric in paper.get(name, {})
 
 
-def _notes(marks: Sequence[str]) -> str:
+def _paper_cells(name: str, paper: Mapping[str, Mapping[str, Cell]], headlines: Sequence[str]) -> list[str]:
+    """The paper's numbers and their gains; a gain is as sure as the less sure of its two numbers."""
+    order, cells = list(_MARKS), []
+    for metric in headlines:
+        value, mark = paper.get(name, {}).get(metric, (None, "read"))
+        base, base_mark = paper.get(_baseline_name(name), {}).get(metric, (None, "read"))
+        cells.append(_MISSING if value is None else marked(f"{value:.1f}", mark))
+        gain = _gain(value, base)
+        cells.append(gain if gain == _MISSING else marked(gain, max(mark, base_mark, key=order.index)))
+    return cells
+
+
+def _whole_paper(paper: Mapping[str, Mapping[str, Cell]]) -> str:
+    metrics = list(dict.fromkeys(metric for cells in paper.values() for metric in cells))
+    rows = [
+        [name, *(marked(f"{cells[m][0]:.1f}", cells[m][1]) if m in cells else _MISSING for m in metrics)]
+        for name, cells in paper.items()
+    ]
+    return markdown_table(["name", *metrics], rows)
+
+
+def _notes(marks: Sequence[str], *, setting: str, comparable: bool) -> str:
     if not marks:
         return ""
-    lines = [
-        "The paper's numbers are VGG-16 Faster R-CNN on COCO. They are not comparable with ours in level, "
-        "only in the sign and the order of the gains."
-    ]
-    if "second-hand" in marks:
-        lines.append("`*` second-hand: quoted in another public report, not read in the paper.")
-    if "unverified" in marks:
-        lines.append(
-            "`( )?` unverified: remembered, checked against no text; not to be cited as the paper's."
-        )
-    return "\n\n".join(lines)
+    note = f"The paper's numbers are {setting}."
+    if not comparable:
+        note += " They are not comparable with ours in level, only in the sign and the order of the gains."
+    return "\n\n".join(filter(None, (note, meanings(marks))))
 
 
 def _versions(rows: Sequence[Mapping]) -> str:

@@ -1,6 +1,8 @@
 """The training loop: batches in, checkpoints and metrics out; an interrupted run goes on where it was."""
 
 import contextlib
+import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -19,15 +21,17 @@ from klbox_jax.train.job import Job
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step, create_state
+from klbox_jax.train.workdir import is_writer, write_json
 from klbox_jax.train.writer import MetricWriter, Progress, read_metrics
-from klbox_jax.weights.initialize import initialize_backbone
+from klbox_jax.weights.convert import load_weights
+from klbox_jax.weights.provenance import check_provenance
 
 
 def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> TrainState:
     """Trains to the last step of the config and returns the final state.
 
     Starts from, in this order: the newest sound checkpoint of the folder; the weights that
-    `config.model.init_weights` names, for the backbone; random numbers.
+    `config.model.init_weights` names, of a whole detector or of a backbone alone; random numbers.
 
     Args:
         job: the run.
@@ -143,11 +147,43 @@ def _first_state(job: Job, optimizer, checkpoints: Checkpoints) -> TrainState:
         )
     state = create_state(job.model, optimizer, batch=shapes, seed=job.config.seed)
     if job.config.model.init_weights:
-        params = initialize_backbone(
-            state.params, name=job.config.model.backbone.name, path=job.config.model.init_weights
-        )
-        state = state.replace(params=params)
+        state = state.replace(params=_initial_params(job, state.params))
     return jax.device_put(state, sharding)
+
+
+def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
+    """Fills parameters from `config.model.init_weights`, and tells in the log and in weights.json with what."""
+    config = job.config.model
+    params, report = load_weights(
+        params,
+        config.init_weights,
+        box_coder=job.model.roi_heads.box_coder,
+        rpn_box_coder=job.model.rpn.box_coder,
+        pooled_side=config.box_pooler.resolution,
+        init_partial=config.init_partial,
+    )
+    check_provenance(config, report.provenance)
+    logging.info("%s: %s", config.init_weights, report)
+    if is_writer():
+        with open(config.init_weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        provenance = {
+            # A coder by its name and weights.
+            name: repr(value) if dataclasses.is_dataclass(value) else value
+            for name, value in vars(report.provenance).items()
+        }
+        write_json(
+            job.workdir.weights,
+            {
+                "path": config.init_weights,
+                "sha256": digest,
+                "provenance": provenance,
+                "loaded": report.loaded,
+                "reinitialized": report.reinitialized,
+                "unused": report.unused,
+            },
+        )
+    return params
 
 
 def dummy_batch(canvas: tuple[int, int]) -> Batch:

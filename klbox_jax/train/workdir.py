@@ -3,6 +3,7 @@
     config.json      the config that the run was started with
     config.N.json    the configs it had before, where a change was allowed
     versions.json    the libraries and devices it was started on
+    weights.json     the file that its parameters were started from, and what became of it
     checkpoints/     see `checkpoints.py`
     metrics.jsonl    see `writer.py`
     tensorboard/     the same numbers as event files
@@ -76,6 +77,11 @@ class Workdir:
     def versions(self) -> pathlib.Path:
         """The file of the library versions and devices that the run was started on."""
         return self.path / "versions.json"
+
+    @property
+    def weights(self) -> pathlib.Path:
+        """The file that tells which foreign weights the run started from, if any."""
+        return self.path / "weights.json"
 
     def eval_dir(self, step: int) -> pathlib.Path:
         """Returns the folder for the results of evaluating the checkpoint of `step`."""

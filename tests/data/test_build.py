@@ -67,7 +67,7 @@ def test_tfds_and_scenes_receive_their_fields(monkeypatch):
     build_source(config, "train")
     build_source(config, "test")
     assert [fields["boxes"] for _, fields in calls[1:]] == ["noisy", "exact"]
-    assert calls[1][1] == {"boxes": "noisy", "noise_scale": 2.0, "train": 3}
+    assert calls[1][1] == {"boxes": "noisy", "masks": False, "noise_scale": 2.0, "train": 3}
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,21 @@ def test_unusable_arguments_are_refused(data_dir):
         ScenesSettings(test=0)
 
 
+def test_masks_are_the_pixels_that_are_seen(data_dir):
+    plain, source = (ScenesSource(data_dir, "train", boxes="noisy", masks=m, **TINY) for m in (False, True))
+    assert plain.records[0].segmentations is None
+    assert "segmentation" not in plain.coco_ground_truth()["annotations"][0]
+    entries = iter(source.coco_ground_truth()["annotations"])
+    for index, record in enumerate(source.records):
+        instances = source.load_instances(index)
+        assert len(record.segmentations) == len(record.boxes)
+        for row in range(len(record.boxes)):
+            counts = next(entries)["segmentation"]["counts"]
+            drawn = np.repeat(np.arange(len(counts)) % 2, counts).reshape(96, 96, order="F")
+            np.testing.assert_array_equal(drawn, instances == row + 1)
+    assert next(entries, None) is None
+
+
 def test_no_tensorflow(data_dir):
     code = (
         "import sys; from klbox_jax.data.scenes import ScenesSource; "

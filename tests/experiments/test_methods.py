@@ -50,6 +50,14 @@ def test_photographs_need_their_files_and_know_no_label_noise():
     assert fields["model.box_loss_settings.label_noise"] == "size"
 
 
+def test_the_papers_setting_is_refused():
+    with (
+        flagsaver.flagsaver(preset="full"),
+        pytest.raises(ValueError, match="methods has no preset full; choose mini or aquarium"),
+    ):
+        methods.main(["methods"])
+
+
 def test_an_unknown_network_is_refused():
     with (
         flagsaver.flagsaver(networks=["kl", "l3"]),

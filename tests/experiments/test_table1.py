@@ -75,6 +75,17 @@ def test_a_dry_run_prints_two_commands(tmp_path, capsys):
     assert not (tmp_path / "table").exists()
 
 
+def test_a_dry_run_in_the_papers_setting_needs_no_files(capsys):
+    with flagsaver.flagsaver(preset="full", dry_run=True, num_epochs=2.0):
+        table1.main(["table1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "--config=configs/faster_rcnn_vgg16.py:loss=" in line
+        assert "--config.train.num_epochs=2.0 --config.train.num_steps=0" in line
+        assert "--config.data.root=DATA_ROOT --config.model.init_weights=INIT_WEIGHTS" in line
+
+
 @pytest.fixture(scope="module")
 def thin_table(tmp_path_factory):
     """The whole program on a thin network, six steps a training."""

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from klbox_jax.models.rpn import RPN, RPNHead, RPNOutputs, generate_proposals
-from klbox_jax.ops.box_coder import CenterBoxCoder
+from klbox_jax.ops.anchors import AnchorGenerator
+from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.structures import GroundTruth
 from tests.references.matcher import match
 from tests.references.nms import greedy_nms
-from tests.thin import num_params
+from tests.thin import num_params, thin_model
 
 CODER = CenterBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+CORNERS = CornerBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 
 
 def decoded(delta, anchor):
@@ -19,6 +21,12 @@ def decoded(delta, anchor):
     x, y = anchor[0] + width / 2 + delta[0] * width, anchor[1] + height / 2 + delta[1] * height
     width, height = width * np.exp(delta[2]), height * np.exp(delta[3])
     return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+
+
+def decoded_corners(delta, anchor):
+    """He et al. 2019, section 3.1."""
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    return anchor + delta * np.array([width, height, width, height])
 
 
 def encoded(box, anchor):
@@ -38,33 +46,44 @@ def random_anchors(rng, count):
     return np.concatenate([corners, corners + rng.uniform(8, 40, (count, 2))], axis=1).astype(np.float32)
 
 
-def proposals_by_loops(logits, deltas, anchors, image_size, *, pre_nms_topk, post_nms_topk, nms_threshold):
+def proposals_by_loops(
+    logits, deltas, anchors, image_size, *, pre_nms_topk, post_nms_topk, nms_threshold, decoded, min_size
+):
     found = []
     for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors, strict=True):
         order = np.argsort(-level_logits, kind="stable")[:pre_nms_topk]
         boxes = [decoded(level_deltas[row].astype(np.float64), level_anchors[row]) for row in order]
         height, width = image_size
         boxes = [np.clip(box, 0, [width, height, width, height]) for box in boxes]
-        valid = [box[2] > box[0] and box[3] > box[1] for box in boxes]
+        valid = [box[2] - box[0] > min_size and box[3] - box[1] > min_size for box in boxes]
         for row in greedy_nms(boxes, level_logits[order], valid, iou_threshold=nms_threshold):
             found.append((level_logits[order[row]], boxes[row]))
     found.sort(key=lambda pair: -pair[0])
     return found[:post_nms_topk]
 
 
-@pytest.mark.parametrize(("pre", "post", "threshold"), [(15, 12, 0.7), (100, 100, 0.3)])
-def test_proposals_against_the_loops(pre, post, threshold):
+@pytest.mark.parametrize(("coder", "decoded"), [(CODER, decoded), (CORNERS, decoded_corners)])
+@pytest.mark.parametrize(
+    ("pre", "post", "threshold", "min_size"),
+    [(15, 12, 0.7, 0.0), (100, 100, 0.3, 0.0), (100, 100, 0.7, 12.0)],
+)
+def test_proposals_against_the_loops(pre, post, threshold, min_size, coder, decoded):
     rng = np.random.default_rng(3)
     anchors = tuple(random_anchors(rng, count) for count in (40, 24, 6))
     anchors[0][5] = anchors[0][6] = [-40, -40, -10, -12]  # becomes empty when clipped
     deltas = tuple(rng.normal(0, 0.2, (len(level), 4)).astype(np.float32) for level in anchors)
     logits = tuple(rng.normal(size=len(level)).astype(np.float32) for level in anchors)
     logits[0][5] = 9.0
-    arguments = {"pre_nms_topk": pre, "post_nms_topk": post, "nms_threshold": threshold}
-    found = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=CODER, **arguments))(
+    arguments = {
+        "pre_nms_topk": pre,
+        "post_nms_topk": post,
+        "nms_threshold": threshold,
+        "min_size": min_size,
+    }
+    found = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=coder, **arguments))(
         logits, deltas, anchors, np.array([64, 72], np.int32)
     )
-    expected = proposals_by_loops(logits, deltas, anchors, (64, 72), **arguments)
+    expected = proposals_by_loops(logits, deltas, anchors, (64, 72), decoded=decoded, **arguments)
     assert len(found.valid) == min(post, sum(min(pre, len(level)) for level in anchors))
     number = int(found.valid.sum())
     assert number == len(expected)
@@ -101,6 +120,17 @@ def test_shapes_and_parameters():
     ]
     # One head for both levels: 3x3 from 16 to 8, then 1x1 to 6 logits and to 24 deltas.
     assert num_params(variables) == (9 * 16 * 8 + 8) + (8 * 6 + 6) + (8 * 24 + 24)
+
+
+def test_the_anchors_are_where_the_fields_say():
+    pyramid = {"p3": jnp.zeros((1, 2, 3, 8)), "p4": jnp.zeros((1, 1, 2, 8))}
+    rpn = make_rpn(anchor_offset=0.0, round_anchors=True)
+    outputs, _ = rpn.init_with_output(jax.random.key(0), pyramid, (16, 24))
+    expected = AnchorGenerator(
+        sizes=((16.0,), (32.0,)), aspect_ratios=(0.5, 1.0, 2.0), strides=(8, 16), offset=0.0, round_sizes=True
+    ).grid((16, 24))
+    for found, level in zip(outputs.anchors, expected, strict=True):
+        np.testing.assert_array_equal(found, level)
 
 
 def test_the_heads_order_is_that_of_the_anchors():
@@ -182,6 +212,29 @@ def test_losses_against_the_loops():
     # The normalizer is the number of anchors to be sampled, 120 in each of two images.
     np.testing.assert_allclose(found["loss_rpn_cls"], cls / 240, rtol=1e-5)
     np.testing.assert_allclose(found["loss_rpn_loc"], loc / 240, rtol=1e-5)
+
+
+def test_the_box_loss_is_in_the_units_of_the_coder():
+    # One anchor of 20 x 10 pixels, its object 2 pixels further right, a tenth of the side. By edges that is
+    # 0.1^2 / 2 twice, by the centre once. The normalizer is the 2 anchors to be sampled.
+    outputs = RPNOutputs(
+        objectness_logits=(jnp.zeros((1, 1)),),
+        anchor_deltas=(jnp.zeros((1, 1, 4)),),
+        anchors=(jnp.array([[10.0, 10.0, 30.0, 20.0]]),),
+    )
+    gt = ground_truth([[[12, 10, 32, 20]]], [[True]])
+    for coder, expected in ((CORNERS, 0.01), (CODER, 0.005)):
+        rpn = make_rpn(batch_size_per_image=2, smooth_l1_beta=1.0, box_coder=coder)
+        found = losses_of(rpn, outputs, gt, np.array([True]))
+        np.testing.assert_allclose(found["loss_rpn_loc"], expected / 2, rtol=1e-4)
+
+
+def test_the_config_names_the_coder():
+    assert thin_model().rpn.box_coder == CODER
+    assert thin_model(**{"model.rpn.box_coder": "center"}).rpn.box_coder == CODER
+    assert thin_model(**{"model.rpn.box_coder": "corner"}).rpn.box_coder == CORNERS
+    with pytest.raises(ValueError, match=r"config.model.rpn.box_coder = 'edges' is unknown; choose one of"):
+        thin_model(**{"model.rpn.box_coder": "edges"})
 
 
 def test_an_image_that_only_fills_the_batch_counts_for_nothing():

@@ -61,6 +61,29 @@ def test_a_row_of_a_reshaped_head_output_is_its_anchor():
             np.testing.assert_allclose((box[:2] + box[2:]) / 2, [column * 8 + 4, row * 8 + 4], atol=1e-5)
 
 
+def test_an_offset_moves_every_anchor_by_a_share_of_its_stride():
+    arguments = {"sizes": ((8.0,), (16.0,)), "aspect_ratios": (0.25, 1.0), "strides": (16, 32)}
+    centred = AnchorGenerator(**arguments).grid((40, 50))
+    for offset in (0.0, 0.25):
+        moved = AnchorGenerator(**arguments, offset=offset).grid((40, 50))
+        for there, here, stride in zip(centred, moved, (16, 32), strict=True):
+            np.testing.assert_allclose(here, there - (0.5 - offset) * stride, atol=1e-5)
+    # Area 64 and 256 at the origin: 16 x 4 and 8 x 8, 32 x 8 and 16 x 16.
+    fine, coarse = AnchorGenerator(**arguments, offset=0.0).grid((16, 16))
+    np.testing.assert_array_equal(fine, [[-8, -2, 8, 2], [-4, -4, 4, 4]])
+    np.testing.assert_array_equal(coarse, [[-16, -4, 16, 4], [-8, -8, 8, 8]])
+
+
+def test_rounded_anchors_by_hand():
+    generator = AnchorGenerator(
+        sizes=((32.0,),), aspect_ratios=(0.5, 1.0, 2.0), strides=(4,), offset=0.0, round_sizes=True
+    )
+    (anchors,) = generator.grid((4, 8))
+    # Half of 32 times the root of 2 is 22.63, half of 32 over it 11.31.
+    cell = np.array([[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]], np.float32)
+    np.testing.assert_array_equal(anchors, np.concatenate([cell, cell + np.float32([4, 0, 4, 0])]))
+
+
 def test_mismatched_levels_are_refused():
     with pytest.raises(ValueError, match="1 levels and strides for 2"):
         AnchorGenerator(sizes=((8.0,),), aspect_ratios=(1.0,), strides=(8, 16))

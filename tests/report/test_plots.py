@@ -5,7 +5,7 @@ import sys
 import pytest
 from PIL import Image
 
-from klbox_jax.report.plots import plot_ap_over_iou, plot_loss_curves
+from klbox_jax.report.plots import plot_ap_over_iou, plot_ap_over_sigma_t, plot_loss_curves
 
 CURVE = [45, 43, 41, 38, 34, 29, 23, 15, 7, 1]
 
@@ -39,6 +39,21 @@ def test_ap_over_iou_needs_ten_numbers(tmp_path):
         plot_ap_over_iou([{"name": "kl", "AP_by_iou": CURVE[:9]}], tmp_path / "ap.png", title="")
     with pytest.raises(ValueError, match="no rows"):
         plot_ap_over_iou([], tmp_path / "ap.png", title="")
+
+
+def test_ap_over_sigma_t(tmp_path):
+    points = [{"sigma_t": s, "AP50": 60.0, "AP90": 10 + s} for s in (0.005, 0.02, 0.1)]
+    without = {"sigma_t": None, "AP50": None, "AP90": 9.0}
+    options = {"metrics": ("AP50", "AP90"), "title": "Scenes", "paper": 0.02}
+    plot_ap_over_sigma_t([without, *points], tmp_path / "one.png", **options)
+    width, height = size_of(tmp_path / "one.png")
+    assert width > 1.5 * height > 600
+    points[1]["AP90"] = None
+    plot_ap_over_sigma_t([without, *points], tmp_path / "two.png", **options)
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "two.png").read_bytes()
+    for rows in (points, [without], [without, without, *points]):
+        with pytest.raises(ValueError, match="rows with a sigma_t and one without"):
+            plot_ap_over_sigma_t(rows, tmp_path / "three.png", **options)
 
 
 def test_loss_curves(tmp_path):

@@ -1,6 +1,8 @@
 import pytest
 
-from klbox_jax.report.tables import PAPER_TABLE1, markdown_table, table1_markdown
+from klbox_jax.report import paper
+from klbox_jax.report.paper import PAPER_TABLE1
+from klbox_jax.report.tables import markdown_table, paper_table_markdown, table1_markdown
 
 
 def row(name, ap, ap90, **more):
@@ -98,3 +100,62 @@ def test_table1_without_a_baseline_or_a_known_name():
 def test_names_are_unique():
     with pytest.raises(ValueError, match="unique"):
         table1_markdown([row("kl", 1.0, 1.0), row("kl", 2.0, 2.0)], meta={})
+
+
+def test_heads_have_baselines_of_their_own():
+    rows = [
+        row("c4/baseline", 20.0, 5.0),
+        row("c4/kl", 21.0, 7.0),
+        row("fpn/baseline", 30.0, 8.0),
+        row("fpn/kl", 30.5, None),
+    ]
+    cells = {
+        "c4/baseline": {"AP": (36.5, "derived")},
+        "c4/kl": {"AP": (38.0, "second-hand"), "AP90": (12.0, "unverified")},
+        "fpn/kl": {"AP": (38.5, "read")},
+        "vgg/kl": {"AP50": (50.0, "unverified")},
+    }
+    text = paper_table_markdown(
+        rows,
+        meta={},
+        paper=cells,
+        setting="something",
+        comparable=True,
+        metrics=("AP", "AP90"),
+        headlines=("AP", "AP90"),
+        whole_paper=True,
+    )
+    # A gain is as sure as the less sure of its numbers; without a baseline there is none.
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["c4/kl", "+1.0", "+2.0", "38.0*", "+1.5~", "(12.0)?", "-"] in lines
+    assert ["fpn/kl", "+0.5", "-", "38.5", "-", "-", "-"] in lines
+    assert ["c4/kl", "38.0*", "(12.0)?", "-"] in lines
+    assert ["vgg/kl", "-", "-", "(50.0)?"] in lines
+    assert "The paper's numbers are something.\n" in text
+    assert "not comparable" not in text
+    assert all(f"{mark} " in text for mark in ("`*`", "`~`", "`( )?`"))
+
+
+def test_what_stands_as_the_papers_was_read():
+    read = {
+        (number, name, metric): value
+        for number in (2, 3, 5, 6)
+        for name, cells in getattr(paper, f"PAPER_TABLE{number}").items()
+        for metric, (value, mark) in cells.items()
+        if mark == "read"
+    }
+    sizes = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    assert read == {
+        (2, "kl_voting_soft_nms", "AP"): 40.4,
+        (3, "2mlp/kl", "AP"): 38.5,
+        (6, "vgg16/kl_voting_soft_nms", "AP_voc"): 71.6,
+        **dict(zip([(5, "kl", m) for m in sizes], (38.5, 57.8, 41.2, 20.9, 41.2, 51.5), strict=True)),
+        **dict(
+            zip(
+                [(5, "kl_voting_soft_nms", m) for m in sizes],
+                (39.2, 57.6, 42.5, 21.2, 41.7, 52.6),
+                strict=True,
+            )
+        ),
+    }
+    assert {mark for _, mark in paper.PAPER_TABLE4.values()} == {"unverified"}

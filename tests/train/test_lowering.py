@@ -1,16 +1,22 @@
 import functools
+import re
 
 import jax
 import pytest
 
+from configs import mask_rcnn_resnet50_fpn
+from experiments.model_report import example_batch
 from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
 from klbox_jax.train.loop import dummy_batch
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
-from klbox_jax.train.step import create_state, train_step
+from klbox_jax.train.step import create_state, stop_frozen, train_step
 from tests.thin import random_batch, scenes_config, thin_model
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
+# A convolution in lowered text whose kernel has one row and one column.
+POINTWISE = re.compile(r"stablehlo\.convolution.*tensor<1x1x\d+x\d+xf32>\) ->")
 VARIANT = "loss=kl,voting=variance,suppression=soft_gaussian"
 
 
@@ -101,3 +107,26 @@ def test_every_method_lowers_for_every_platform_in_one_step():
     found = exported(functools.partial(eval_step, model=model, settings=settings), params["params"], batch)
     assert found.count(((2, 20), "bool")) == len(settings)
     assert found.count(((2, 20, 4), "float32")) == 2 * len(settings)
+
+
+def test_a_full_scale_detector_lowers_to_convolutions_on_accelerators():
+    """One step of Mask R-CNN with ResNet-50-FPN, as it is shipped; 1x1 convolutions are products on a CPU alone."""
+    config = mask_rcnn_resnet50_fpn.get_config("loss=kl,voting=variance")
+    model = build_model(config.model, num_classes=80)
+    leaves, structure = jax.tree.flatten(example_batch(config.data))
+    key = jax.random.key(0)
+
+    def losses(params, leaves):
+        params = stop_frozen(params, config.optimizer.frozen)
+        batch = jax.tree.unflatten(structure, leaves)
+        return sum(model.apply({"params": params}, batch, key, method="train_forward").losses.values())
+
+    params = jax.eval_shape(lambda: model.init(key, dummy_batch((64, 64)), key, method="train_forward"))
+    step = jax.jit(jax.grad(losses)).trace(params["params"], leaves)
+    on_cpu, on_cuda, on_tpu = (
+        len(POINTWISE.findall(step.lower(lowering_platforms=(platform,)).as_text())) for platform in PLATFORMS
+    )
+    assert on_cpu == 0
+    # Of 36 1x1 convolutions in the backbone 10 are frozen, and there are 4 laterals, 2 layers of the RPN's head on 5
+    # levels and the masks' last one. The forward pass has one convolution for each.
+    assert on_cuda == on_tpu >= 36 + 4 + 10 + 1
