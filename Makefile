@@ -10,7 +10,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: table1 test lint clean-venv
+.PHONY: table1 test lint parity clean-venv
 
 table1: $(VENV)/.run
 	$(BIN)/python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
@@ -21,6 +21,9 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m experiments.parity --output=runs/parity
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +36,11 @@ $(VENV)/.run: requirements.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: $(VENV)/.run
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e '.[test]' \
 	  && echo "test tools installed in $$(( $$(date +%s) - start )) seconds"
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.run
+	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e '.[parity]' \
+	  && echo "torch and torchvision installed in $$(( $$(date +%s) - start )) seconds"
 	@touch $@
 
 clean-venv:

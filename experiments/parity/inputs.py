@@ -1,0 +1,74 @@
+"""What both detectors are given: a config, a batch, and boxes in a fixed number of slots."""
+
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import torchvision as preset
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.structures import Batch, GroundTruth, Proposals
+from klbox_jax.weights.convert import load_weights
+
+
+def make_config(name: str, *, rois_per_image: int) -> ml_collections.ConfigDict:
+    """Returns the preset with fewer sampled RoIs."""
+    config = preset.get_config(f"model={name}")
+    config.model.roi_heads.batch_size_per_image = rois_per_image
+    return config
+
+
+def make_batch(seed: int) -> Batch:
+    """Returns two images, one of them padded, with three and two objects of two kinds of shape."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([[128, 128], [112, 100]], np.int32)
+    # Smooth colours with noise on them: what a backbone of random weights tells apart.
+    coarse = np.kron(rng.uniform(0, 255, (2, 8, 8, 3)), np.ones((1, 16, 16, 1)))
+    images = np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
+    for image, (h, w) in zip(images, sizes, strict=True):
+        image[h:], image[:, w:] = 0, 0
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (2, 4, 1))
+    boxes[0, :3] = [[10.3, 12.1, 50.7, 61.9], [60.2, 30.4, 117.8, 75.3], [33.1, 70.6, 57.2, 99.5]]
+    boxes[1, :2] = [[5.6, 40.3, 48.4, 104.7], [52.9, 7.7, 91.3, 44.1]]
+    rows, columns = np.mgrid[:28, :28]
+    disk = ((rows - 13.2) ** 2 + (columns - 13.9) ** 2 < 150).astype(np.uint8)
+    valid = np.array([[True] * 3 + [False], [True] * 2 + [False] * 2])
+    gt = GroundTruth(
+        boxes=boxes,
+        classes=np.where(valid, rng.integers(0, 90, (2, 4)), 0).astype(np.int32),
+        is_crowd=np.zeros((2, 4), bool),
+        valid=valid,
+        masks=np.broadcast_to(disk, (2, 4, 28, 28)).copy(),
+    )
+    return Batch(
+        images=images,
+        image_size=sizes,
+        scale=np.ones((2, 2), np.float32),
+        image_id=np.arange(2, dtype=np.int32),
+        valid=np.ones(2, bool),
+        gt=gt,
+    )
+
+
+def padded(boxes: list[np.ndarray], slots: int) -> Proposals:
+    """Returns lists of boxes as proposals of a fixed number of slots."""
+    return Proposals(
+        boxes=jnp.asarray(np.stack([np.pad(each, ((0, slots - len(each)), (0, 0))) for each in boxes])),
+        objectness_logits=jnp.zeros((len(boxes), slots)),
+        valid=jnp.asarray(np.stack([np.arange(slots) < len(each) for each in boxes])),
+    )
+
+
+def used(values: Any, valid: Any) -> np.ndarray:
+    """Returns the rows of all images that are not padding, one after the other."""
+    return np.asarray(values)[np.asarray(valid)]
+
+
+def read(params: Any, path: pathlib.Path, model: GeneralizedRCNN) -> tuple[Any, int]:
+    """Returns the parameters of a state dict, and how many were filled."""
+    filled, report = load_weights(
+        params, path, box_coder=model.roi_heads.box_coder, rpn_box_coder=model.rpn.box_coder
+    )
+    return filled, len(report.loaded)
