@@ -134,13 +134,13 @@ def test_masks_follow_their_boxes(folder):
         entry["segmentation"] = segmentation
     content["annotations"][2]["bbox"][3] = 0  # Its mask goes with it.
     _write(folder, content)
-    source = CocoSource(folder, "train", masks=True)
+    source = CocoSource(folder, "train", masks=True, skip_empty_boxes=True)
     assert [len(record.segmentations) for record in source.records] == [1, 1, 0]
     np.testing.assert_array_equal(source.records[0].segmentations[0], [10, 5, 585])
     assert source.records[1].segmentations[0][0].shape == (4, 2)
     truth = source.coco_ground_truth()
     assert [entry["segmentation"] for entry in truth["annotations"]] == [square, runs, square]
-    plain = CocoSource(folder, "train")
+    plain = CocoSource(folder, "train", skip_empty_boxes=True)
     assert plain.records[0].segmentations is None
     assert "segmentation" not in plain.coco_ground_truth()["annotations"][0]
 
@@ -315,7 +315,9 @@ def test_boxes_without_extent_are_left_to_the_evaluation(folder):
     content = _content()
     content["annotations"][1]["bbox"] = [3, 4, 5, 0]
     _write(folder, content)
-    source = CocoSource(folder, "train")
+    with pytest.raises(DataError, match="no positive width and height"):
+        CocoSource(folder, "train")
+    source = CocoSource(folder, "train", skip_empty_boxes=True)
     np.testing.assert_array_equal(source.records[0].boxes, [[20, 10, 30, 20]])
     np.testing.assert_array_equal(source.records[0].classes, [1])
     assert [entry["id"] for entry in source.coco_ground_truth()["annotations"]] == [5, 7, 9]
