@@ -26,7 +26,6 @@ from absl import flags
 from experiments import runs
 from experiments.mask_scenes import PYRAMID
 from experiments.runs import Row
-from klbox_jax.evaluation.coco import evaluate_detections
 from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir, read_json, write_json
@@ -138,30 +137,25 @@ class Network:
 def train_and_evaluate(network: Network, rows: Sequence[Row], *, voc: bool = False) -> list[dict]:
     """Returns the entries of a network's rows, doing what is not yet done.
 
-    Beside those of `runs.train_and_evaluate` they have the average precision of the masks, `mask_AP`, `mask_AP50`
-    and so on, where there are masks, and with `voc` that of VOC 2007, `AP_voc`.
+    With `voc` they have VOC 2007's average precision, `AP_voc`, on the scenes too, which stand for VOC in
+    miniature.
     """
     config, workdir = network.config(), network.workdir
     entries = runs.train_and_evaluate(config, workdir, rows)
-    kinds = ["masks"] if config.model.mask_head.enabled else []
-    kinds += ["voc"] if voc else []
     for entry in entries:
-        folder = workdir / "eval" / str(entry["steps"]) / entry["name"]
-        for kind in kinds:
-            file = folder / f"{kind}.json"
-            if not file.exists():
-                truth = Job(config=config, workdir=Workdir(workdir)).eval_source.coco_ground_truth()
-                write_json(file, further_metrics(kind, truth, read_json(folder / "detections.json")))
-            entry |= read_json(file)
+        if voc and "AP_voc" not in entry:
+            folder = workdir / "eval" / str(entry["steps"]) / entry["name"]
+            entry["AP_voc"] = _voc_precision(config, workdir, folder)
     return entries
 
 
-def further_metrics(kind: str, ground_truth: dict, results: list[dict]) -> dict[str, float | None]:
-    """Returns the average precision of the masks ("masks") or by VOC 2007's protocol ("voc"), in per cent."""
-    if kind == "voc":
-        return {"AP_voc": evaluate_voc(ground_truth, results)["AP_11_points"]}
-    metrics = evaluate_detections(ground_truth, results, iou_type="segm")
-    return {f"mask_{name}": metrics[name] for name in ("AP", "AP50", "AP75", "AP90")}
+def _voc_precision(config, workdir: pathlib.Path, folder: pathlib.Path) -> float | None:
+    file = folder / "voc.json"
+    if not file.exists():
+        truth = Job(config=config, workdir=Workdir(workdir)).eval_source.coco_ground_truth()
+        found = evaluate_voc(truth, read_json(folder / "detections.json"))
+        write_json(file, {"AP_voc": found["AP_11_points"]})
+    return read_json(file)["AP_voc"]
 
 
 def plan(experiment: str, networks: Sequence[Network]) -> str:

@@ -28,7 +28,8 @@ class GroundTruth:
     Attributes:
         boxes: edges in pixels of the canvas.
         classes: dense class index, 0 to K - 1.
-        is_crowd: a region of many objects: ignored in training, handed to the evaluator.
+        is_crowd: a region of many objects, or an object that VOC calls difficult: ignored in training, handed
+            to the evaluator.
         valid: False for a padded slot.
         box_stds: standard deviation of the label noise of each edge, in pixels of the canvas, or None
             where the data set does not know it.
@@ -105,13 +106,11 @@ class BoxPredictions:
         box_deltas: coded offsets, one row for each class, or a single row where the head is
             class-agnostic (`Kb` is K or 1).
         box_log_vars: alpha = log sigma^2 of each coded offset, or None for a head without variances.
-        iou_logits: predicted IoU before its activation, or None.
     """
 
     class_logits: Float[AnyArray, "*b R K1"]
     box_deltas: Float[AnyArray, "*b R Kb 4"]
     box_log_vars: Float[AnyArray, "*b R Kb 4"] | None = None
-    iou_logits: Float[AnyArray, "*b R Kb"] | None = None
 
 
 @flax.struct.dataclass

@@ -147,6 +147,7 @@ def test_fields_out_of_range(root, tmp_path, field, value, message):
             {"model.roi_heads.box_coder": "center"},
             "needs config.model.roi_heads.box_coder = 'corner'",
         ),
+        ("loss=kl", {"model.mask_head.enabled": True}, "set config.data.mask_size to their resolution"),
         (
             "loss=beta_nll",
             {"model.box_loss_settings.beta_nll_beta": 2.0},

@@ -7,26 +7,11 @@ corner coder's weight 10 is a tenth of the side. `e` is the error, `alpha` the l
 `clamp_log_var`.
 """
 
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.losses.log_variance import clamp_log_var
 from klbox_jax.losses.operands import box_loss_operands
-from klbox_jax.structures import AnyArray
-
-
-@flax.struct.dataclass
-class KLTerms:
-    """The two terms of the KL loss, unreduced; the loss is their sum.
-
-    Attributes:
-        box_term: `exp(-alpha) * smooth_l1`, what the log usually calls the box loss.
-        alpha_term: `alpha / 2`, the price of claiming a large variance; negative where sigma < 1.
-    """
-
-    box_term: Float[AnyArray, "..."]
-    alpha_term: Float[AnyArray, "..."]
 
 
 def smooth_l1(
@@ -61,19 +46,6 @@ def smooth_l1(
 def l1(deltas: Float[Array, "..."], targets: Float[Array, "..."]) -> Float[Array, "..."]:
     """`|e|`. Arguments and errors as in `smooth_l1`, which it is at `beta=0`."""
     return smooth_l1(deltas, targets, beta=0.0)
-
-
-def kl_loss_terms(
-    deltas: Float[Array, "..."],
-    log_vars: Float[Array, "..."],
-    targets: Float[Array, "..."],
-    *,
-    clamp: tuple[float, float] = (-7.0, 7.0),
-) -> KLTerms:
-    """The terms of `kl_loss` apart, for logging. Arguments and errors as there."""
-    deltas, log_vars, targets = box_loss_operands(deltas=deltas, log_vars=log_vars, targets=targets)
-    alpha = clamp_log_var(log_vars, low=clamp[0], high=clamp[1])
-    return KLTerms(box_term=jnp.exp(-alpha) * smooth_l1(deltas, targets), alpha_term=0.5 * alpha)
 
 
 def kl_loss(
@@ -111,8 +83,9 @@ def kl_loss(
     Raises:
         ValueError: if the shapes differ (nothing is broadcast), or the range is empty.
     """
-    terms = kl_loss_terms(deltas, log_vars, targets, clamp=clamp)
-    return terms.box_term + terms.alpha_term
+    deltas, log_vars, targets = box_loss_operands(deltas=deltas, log_vars=log_vars, targets=targets)
+    alpha = clamp_log_var(log_vars, low=clamp[0], high=clamp[1])
+    return jnp.exp(-alpha) * smooth_l1(deltas, targets) + 0.5 * alpha
 
 
 def kl_loss_piecewise(

@@ -1,7 +1,8 @@
 """Areas, overlaps and clipping of boxes.
 
 Boxes are `x1, y1, x2, y2` with continuous edges: the width is x2 - x1, nothing is added to it. A box whose
-edges are reversed counts as empty. The IoU here is the only one in the package.
+edges are reversed counts as empty. The IoU here is the only one of the compiled code; `evaluation/matching.py`
+has one in float64, as pycocotools computes it.
 """
 
 import jax.numpy as jnp

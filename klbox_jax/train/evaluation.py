@@ -10,12 +10,14 @@ from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.coco import evaluate_detections
 from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
+from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import current_versions, write_json
 from klbox_jax.train.writer import MetricWriter, Progress
 
 HEADLINES = ("AP", "AP50", "AP75", "AP80", "AP90")
+FURTHER_HEADLINES = ("mask_AP", "AP_voc")
 UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
 
 
@@ -44,10 +46,7 @@ class Evaluation:
             results = evaluator(params, batches, on_batch=progress.update)
         seconds = time.perf_counter() - started
         truth = job.eval_source.coco_ground_truth()
-        metrics = {
-            name: evaluate_detections(truth, rows) | {"uncertainty": evaluate_uncertainty(truth, rows)}
-            for name, rows in results.items()
-        }
+        metrics = {name: self._score(truth, rows) for name, rows in results.items()}
         for name, numbers in metrics.items():
             folder = job.workdir.eval_dir(step) / name
             write_json(folder / "detections.json", results[name])
@@ -66,18 +65,31 @@ class Evaluation:
         with MetricWriter(job.workdir) as writer:
             for name, numbers in metrics.items():
                 prefix = f"val/{name}/" if name else "val/"
-                scalars = {prefix + key: numbers[key] for key in HEADLINES}
+                headlines = (*HEADLINES, *FURTHER_HEADLINES)
+                scalars = {prefix + key: numbers[key] for key in headlines if key in numbers}
                 scalars |= {f"{prefix}AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
                 scalars |= {prefix + key: numbers["uncertainty"][key] for key in UNCERTAINTY_HEADLINES}
                 writer.write(step, {k: v for k, v in scalars.items() if v is not None})
         logging.info("%d traces of the eval step", self._step._cache_size())
         return metrics
 
+    def _score(self, ground_truth: dict, results: list[dict]) -> dict[str, Any]:
+        """COCO AP of the boxes and their uncertainty; of the masks, and VOC 2007's AP, where they belong."""
+        numbers = evaluate_detections(ground_truth, results)
+        numbers["uncertainty"] = evaluate_uncertainty(ground_truth, results)
+        if self._job.config.model.mask_head.enabled:
+            masks = evaluate_detections(ground_truth, results, iou_type="segm")
+            numbers |= {f"mask_{key}": masks[key] for key in HEADLINES}
+        if self._job.config.data.name == "voc":
+            numbers["AP_voc"] = evaluate_voc(ground_truth, results)["AP_11_points"]
+        return numbers
+
     def _log(self, name: str, numbers: dict[str, Any], step: int) -> None:
         def show(ap):
             return "-" if ap is None else f"{ap:.1f}"
 
         headline = "  ".join(f"{key} {show(numbers[key])}" for key in HEADLINES)
+        headline += "".join(f"  {key} {show(numbers[key])}" for key in FURTHER_HEADLINES if key in numbers)
         uncertainty = numbers["uncertainty"]
         if uncertainty["NLL"] is not None:
             headline += "".join(f"  {key} {uncertainty[key]:.3f}" for key in ("NLL", "coverage_1sigma"))

@@ -105,6 +105,11 @@ class Job:
             chosen.check_head(
                 has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
             )
+        if heads.mask_head is not None and self.preprocessing.mask_size == 0:
+            raise ValueError(
+                "config.model.mask_head.enabled = True needs the masks of the objects; set config.data.mask_size "
+                "to their resolution, such as 112"
+            )
         needs_stds = train and heads.box_loss.needs_label_stds and heads.box_loss.label_noise == "data"
         if needs_stds and any(record.box_stds is None for record in self.train_source.records):
             raise ValueError(

@@ -205,7 +205,7 @@ def test_what_is_finished_is_skipped(thin_table, monkeypatch):
 
     monkeypatch.setattr(loop, "train_batches", never)
     monkeypatch.setattr(evaluate, "eval_step", never)
-    monkeypatch.setattr(networks, "further_metrics", never)
+    monkeypatch.setattr(networks, "evaluate_voc", never)
     before = json.loads((folder / "table" / "table.json").read_text())
     (folder / "table" / "table.json").unlink()
     tables.run_table(table)

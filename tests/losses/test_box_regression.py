@@ -9,7 +9,6 @@ from klbox_jax.losses.box_regression import (
     kl_loss,
     kl_loss_note,
     kl_loss_piecewise,
-    kl_loss_terms,
     kl_variance_of,
     l1,
     smooth_l1,
@@ -126,13 +125,6 @@ def test_log_variance_outside_the_range_is_drawn_back():
     assert gradient == pytest.approx(0.5 - math.exp(-7) * 0.005, rel=1e-5)
     # The error asks for a variance above the range: alpha is not pushed out further.
     assert jax.grad(kl_loss, argnums=1)(jnp.float32(1e6), jnp.float32(50.0), jnp.float32(0.0)) == 0
-
-
-def test_terms_add_up():
-    deltas, log_vars, targets = random_inputs(3)
-    terms = kl_loss_terms(deltas, log_vars, targets)
-    np.testing.assert_array_equal(terms.box_term + terms.alpha_term, kl_loss(deltas, log_vars, targets))
-    np.testing.assert_allclose(terms.alpha_term, log_vars / 2)
 
 
 def test_low_precision_inputs_are_computed_in_float32():
