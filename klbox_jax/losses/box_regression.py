@@ -125,8 +125,9 @@ def kl_loss_note(
     which is `e^2 / 2` if `|e| <= 1` and `|e| - 1/2` beyond, half the best variance of `kl_loss`. A head
     trained with it is overconfident by a factor of sqrt(2) in sigma. Arguments and errors as in `kl_loss`.
     """
-    terms = kl_loss_terms(deltas, log_vars, targets, clamp=clamp)
-    return terms.box_term + 2.0 * terms.alpha_term
+    deltas, log_vars, targets = box_loss_operands(deltas=deltas, log_vars=log_vars, targets=targets)
+    alpha = clamp_log_var(log_vars, low=clamp[0], high=clamp[1])
+    return jnp.exp(-alpha) * smooth_l1(deltas, targets) + alpha
 
 
 def kl_variance_of(
