@@ -6,7 +6,7 @@
 A network is trained for each loss, all with the same schedule, coder, normalizer and data order; the schedule of
 `mini` is shorter than Table 1's. Each is evaluated under a few post-processings, the KL network under all of them,
 and a network with an IoU head under IoU-Net's three stages. With `--seeds=3` the losses in `REPEATED` are trained
-with three seeds, and paired differences tell what holds. Finished work is skipped, interrupted work goes on.
+with seeds 0 to 2, and paired differences tell what holds. Finished work is skipped, interrupted work goes on.
 
     table.md, table.json      the rows
     SEED/NETWORK/             the runs: checkpoints, metrics, detections of every row
@@ -33,9 +33,6 @@ from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
 
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 1, "Seeds 0 to N - 1; those after 0 train the losses in REPEATED alone."
-)
 _NETWORKS = flags.DEFINE_list("networks", [], "Only these networks; all by default.")
 
 VARIANCE_LOSSES = (
@@ -286,7 +283,7 @@ def main(argv: list[str]) -> None:
         )
     wanted = [
         (seed, network)
-        for seed in range(_SEEDS.value)
+        for seed in range(runs.SEEDS.value)
         for network in (_NETWORKS.value or (NETWORKS if seed == 0 else REPEATED))
     ]
     if runs.DRY_RUN.value:

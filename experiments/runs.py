@@ -33,8 +33,9 @@ DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set of the 
 INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights of the presets aquarium and full.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the trainings and stop.")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the parameters, the sampling and the data order (methods has --seeds)."
+    "seed", 0, "Seed of the parameters, the sampling and the data order; the first of --seeds."
 )
+SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from --seed on; of table1 and methods.")
 NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Length of each training; 0 for the preset's own.")
 
 SCENES_CONFIG = "configs/scenes.py"
@@ -108,9 +109,9 @@ def schedule_fields() -> dict[str, object]:
     return {"train.num_epochs": NUM_EPOCHS.value, "train.num_steps": 0} if NUM_EPOCHS.value else {}
 
 
-def workdir(experiment: str) -> pathlib.Path:
-    """Returns the folder that the flags name."""
-    return pathlib.Path(WORKDIR.value or f"runs/{experiment}_{PRESET.value}")
+def workdir(experiment: str, suffix: str = "") -> pathlib.Path:
+    """Returns the folder that the flags name, or one named after the experiment."""
+    return pathlib.Path(WORKDIR.value or "runs/" + "_".join(filter(None, (experiment, PRESET.value, suffix))))
 
 
 def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.Path) -> str:

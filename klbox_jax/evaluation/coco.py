@@ -111,20 +111,9 @@ def evaluate_detections(
     Raises:
         ValueError: a result names an unknown image or category, or is not finite; a mask is malformed.
     """
-    if iou_type not in ("bbox", "segm"):
-        raise ValueError(f"iou_type = {iou_type!r} is unknown; choose bbox or segm")
-    if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, not {max_detections}")
-    check_results(ground_truth, results)
-    truth = _indexed(ground_truth, ground_truth["annotations"], iou_type, label="annotations")
-    found = _indexed(ground_truth, results, iou_type, label="results")
-    limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
+    evaluator = coco_evaluator(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
+    limits = evaluator.params.maxDets
     with _silence():
-        evaluator = COCOeval(truth, None, iou_type)
-        evaluator.cocoDt = found
-        evaluator.params.iouThrs = IOU_THRESHOLDS
-        evaluator.params.maxDets = limits
-        evaluator.evaluate()
         evaluator.accumulate()
     precision = evaluator.eval["precision"][..., -1]  # IoU threshold, recall level, class, area
     recall = evaluator.eval["recall"]  # IoU threshold, class, area, limit
@@ -140,6 +129,30 @@ def evaluate_detections(
         for k, category_id in enumerate(evaluator.params.catIds)
     }
     return metrics
+
+
+def coco_evaluator(
+    ground_truth: dict, results: list[dict], *, iou_type: str = "bbox", max_detections: int = 100
+) -> COCOeval:
+    """Returns pycocotools' evaluator with the detections of every image matched, and nothing summed up yet.
+
+    See `evaluate_detections` for the arguments and what is refused.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"iou_type = {iou_type!r} is unknown; choose bbox or segm")
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, not {max_detections}")
+    check_results(ground_truth, results)
+    truth = _indexed(ground_truth, ground_truth["annotations"], iou_type, label="annotations")
+    found = _indexed(ground_truth, results, iou_type, label="results")
+    limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
+    with _silence():
+        evaluator = COCOeval(truth, None, iou_type)
+        evaluator.cocoDt = found
+        evaluator.params.iouThrs = IOU_THRESHOLDS
+        evaluator.params.maxDets = limits
+        evaluator.evaluate()
+    return evaluator
 
 
 def _shortest(values: ndarray) -> list:

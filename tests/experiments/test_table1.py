@@ -58,9 +58,9 @@ def test_the_aquarium_needs_its_files():
         with pytest.raises(
             ValueError, match=r"--preset=aquarium needs --data_root=FOLDER and --init_weights=FILE\.pth"
         ):
-            table1.overrides()
+            table1.overrides(0)
         with flagsaver.flagsaver(data_root="pond", init_weights="w.pth"):
-            assert table1.overrides() == {"seed": 0, "data.root": "pond", "model.init_weights": "w.pth"}
+            assert table1.overrides(0) == {"seed": 0, "data.root": "pond", "model.init_weights": "w.pth"}
 
 
 def test_a_dry_run_prints_two_commands(tmp_path, capsys):
