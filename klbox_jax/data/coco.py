@@ -9,6 +9,7 @@ The whole annotation file is checked before anything is trained on it (`klbox_ja
 is every image file.
 """
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -16,10 +17,10 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from klbox_jax.data.coco_annotations import read_coco_annotations
+from klbox_jax.data.coco_annotations import CocoAnnotations, read_coco_annotations
 from klbox_jax.data.image import check_image, decode_image
 from klbox_jax.data.masks import to_coco
-from klbox_jax.data.source import DataError, Record, refuse, shown
+from klbox_jax.data.source import DataError, Fault, Record, Report, refuse, shown
 
 
 class CocoSource:
@@ -33,6 +34,7 @@ class CocoSource:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Sequence[Record]
+    annotation_file: str
 
     def __init__(
         self,
@@ -41,9 +43,10 @@ class CocoSource:
         *,
         annotation_file: str | os.PathLike | None = None,
         image_dir: str | os.PathLike | None = None,
-        masks: bool = False,
+        masks: bool | None = False,
         skip_empty_boxes: bool = False,
         check_images: bool = True,
+        report: Report = refuse,
     ):
         """Reads and checks the annotations, and the header and end of every image file.
 
@@ -52,33 +55,37 @@ class CocoSource:
             split: e.g. `train2017`.
             annotation_file: relative to `root`; by default `annotations/instances_{split}.json`.
             image_dir: relative to `root`; by default `{split}`.
-            masks: read the objects' masks too; every annotation must have one.
+            masks: read the objects' masks too; every annotation must have one. None reads those of files that have
+                any.
             skip_empty_boxes: leave boxes of no width or height out of the records, with a warning, instead of
                 refusing them; the evaluation keeps them.
             check_images: look at every image file now (0.1 ms each), not only when it is read.
+            report: takes what is wrong with single images and annotations; such images are left out.
 
         Raises:
-            DataError: the folder, its annotations or its images are unusable.
+            DataError: the folder or its annotation file is unusable, or (from `report`) an image.
         """
         self.name = f"{os.path.basename(os.path.abspath(root))}/{split}"
-        self._file = os.path.join(root, annotation_file or f"annotations/instances_{split}.json")
+        self.annotation_file = os.path.join(root, annotation_file or f"annotations/instances_{split}.json")
         self._image_dir = os.path.join(root, image_dir or split)
         for folder in (os.fspath(root), self._image_dir):
             if not os.path.isdir(folder):
                 raise DataError(f"{folder} is not a folder. Check the path of the data set and the split.")
-        annotations = read_coco_annotations(self._file, masks=masks, skip_empty_boxes=skip_empty_boxes)
+        annotations = read_coco_annotations(
+            self.annotation_file, masks=masks, skip_empty_boxes=skip_empty_boxes, report=report
+        )
+        annotations = self._without_paths_outside(annotations, report)
+        if check_images:
+            annotations = self._without_unusable_images(annotations, report)
         self.category_ids = tuple(category["id"] for category in annotations.categories)
         self.class_names = tuple(category["name"] for category in annotations.categories)
         self._annotations = annotations
-        self._paths = self._image_paths()
         self.records = self._make_records()
-        if check_images:
-            self._check_image_files()
 
     def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """Returns the decoded RGB image of `records[index]`; raises DataError."""
         record = self.records[index]
-        return decode_image(self._paths[index], height=record.height, width=record.width)
+        return decode_image(record.file_name, height=record.height, width=record.width)
 
     def coco_ground_truth(self) -> dict:
         """Returns a new COCO dictionary, complete for pycocotools, with the file's own boxes and ids.
@@ -117,27 +124,50 @@ class CocoSource:
             ],
         }
 
-    def _image_paths(self) -> list[str]:
+    def _path(self, image: dict) -> str:
+        return os.path.join(self._image_dir, image["file_name"])
+
+    def _without_paths_outside(self, annotations: CocoAnnotations, report: Report) -> CocoAnnotations:
         folder = os.path.realpath(self._image_dir)
-        paths, faults = [], []
-        for entry in self._annotations.images:
-            path = os.path.join(self._image_dir, entry["file_name"])
+        faults, outside = [], set()
+        for entry in annotations.images:
             try:
-                inside = os.path.realpath(path).startswith(folder + os.sep)
+                inside = os.path.realpath(self._path(entry)).startswith(folder + os.sep)
             except (OSError, ValueError):  # No file system takes such a name.
                 inside = False
             if not inside or os.path.isabs(entry["file_name"]) or ".." in entry["file_name"].split("/"):
+                outside.add(entry["id"])
                 faults.append(
-                    f"file_name {shown(entry['file_name'])} of image {entry['id']} does not stay in the "
-                    f"image folder {self._image_dir}"
+                    Fault(
+                        kind="path out of the image folder",
+                        file=self.annotation_file,
+                        record=f"file_name {shown(entry['file_name'])} of image {entry['id']}",
+                        what=f"does not stay in the image folder {self._image_dir}",
+                        remedy="Name files relative to the image folder, and keep them (not links) inside it.",
+                    )
                 )
-            paths.append(path)
-        refuse(
-            self._file,
-            faults,
-            "Name files relative to the image folder, and keep them (not links) inside it.",
+        report(faults)
+        return annotations.without(outside)
+
+    def _without_unusable_images(self, annotations: CocoAnnotations, report: Report) -> CocoAnnotations:
+        faults, unusable = [], set()
+        for entry in annotations.images:
+            try:
+                check_image(self._path(entry), height=entry["height"], width=entry["width"])
+            except DataError as error:
+                unusable.add(entry["id"])
+                faults.append(self.image_fault(entry["id"], error.fault))
+        report(faults)
+        return annotations.without(unusable)
+
+    def image_fault(self, image_id: int, fault: Fault) -> Fault:
+        """Returns a fault of an image file as one of its entry in the annotation file."""
+        return dataclasses.replace(
+            fault,
+            file=self.annotation_file,
+            record=f"image {image_id}",
+            what=f"is unusable: {fault.file} {fault.what}",
         )
-        return paths
 
     def _make_records(self) -> tuple[Record, ...]:
         content = self._annotations
@@ -149,14 +179,14 @@ class CocoSource:
             if content.has_extent[row]:
                 rows_of[entry["image_id"]].append(row)
         records = []
-        for entry, path in zip(content.images, self._paths, strict=True):
+        for entry in content.images:
             rows = rows_of[entry["id"]]
             index = np.array(rows, np.intp)
             masks = content.segmentations
             records.append(
                 Record(
                     image_id=entry["id"],
-                    file_name=path,
+                    file_name=self._path(entry),
                     height=entry["height"],
                     width=entry["width"],
                     boxes=content.boxes[index],
@@ -166,14 +196,3 @@ class CocoSource:
                 )
             )
         return tuple(records)
-
-    def _check_image_files(self) -> None:
-        faults = []
-        for record, path in zip(self.records, self._paths, strict=True):
-            try:
-                check_image(path, height=record.height, width=record.width)
-            except DataError as error:
-                faults.append(f"image {record.image_id} is unusable: {error}")
-        if faults:
-            more = f" ({len(faults) - 1} more images are unusable.)" if len(faults) > 1 else ""
-            raise DataError(f"{self._file}: {faults[0]}{more}")

@@ -1,21 +1,20 @@
 """Reads an annotation file in COCO's JSON format, and checks all of it.
 
-Each fault is reported as one sentence with the file, the record and the remedy, and the number of further
-faults of its kind.
+Each fault is one sentence with the file, the record and the remedy. What becomes of the faults is for a `Report` of
+`klbox_jax.data.source` to say: where it lets the reader go on, an image is left out if its entry or one of its
+annotations is at fault. To learn the rest of the image would be to learn that the object at fault is background.
 """
 
 import dataclasses
-import json
-import math
-from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from klbox_jax.data.coco_entries import EntryFaults, is_image_id, read_json, sound_entries
 from klbox_jax.data.masks import Segmentation, parse_segmentation
-from klbox_jax.data.source import DataError, refuse, shown
+from klbox_jax.data.source import Fault, Report, refuse, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,244 +36,180 @@ class CocoAnnotations:
     has_extent: Bool[ndarray, " n"]
     segmentations: list[Segmentation] | None
 
+    def without(self, image_ids: set[int]) -> "CocoAnnotations":
+        """Returns what remains without some images and their annotations."""
+        if not image_ids:
+            return self
+        kept = np.array([entry["image_id"] not in image_ids for entry in self.annotations], bool)
+        rows = np.flatnonzero(kept).tolist()
+        masks = self.segmentations
+        return dataclasses.replace(
+            self,
+            images=[entry for entry in self.images if entry["id"] not in image_ids],
+            annotations=[self.annotations[row] for row in rows],
+            boxes=self.boxes[kept],
+            has_extent=self.has_extent[kept],
+            segmentations=None if masks is None else [masks[row] for row in rows],
+        )
 
-def read_coco_annotations(path: str, *, masks: bool, skip_empty_boxes: bool) -> CocoAnnotations:
+
+def read_coco_annotations(
+    path: str, *, masks: bool | None, skip_empty_boxes: bool, report: Report = refuse
+) -> CocoAnnotations:
     """Returns a checked annotation file.
 
     Args:
         path: the JSON file.
-        masks: check and keep the segmentations.
+        masks: check and keep the segmentations; None if any annotation has one.
         skip_empty_boxes: mark and warn of boxes of no width or no height instead of refusing them. COCO's own
             train2017 has two of them, of height 0.
+        report: takes the faults of one check after the other.
 
     Raises:
-        DataError: the file or an entry of it is unusable.
+        DataError: the file is unusable, or (from `report`) an entry of it is.
     """
-    content = _read_json(path)
-    for section, fields in _FIELDS.items():
-        _check_entries(path, content, section, fields)
-    images, annotations = content["images"], content["annotations"]
-    _check_names(path, content["categories"])
-    _check_references(path, content)
-    boxes, has_extent = _boxes(path, images, annotations, skip_empty=skip_empty_boxes)
-    segmentations = _segmentations(path, images, annotations) if masks else None
+    content = read_json(path)
+    images, annotations, categories = (
+        sound_entries(path, content, section, report) for section in ("images", "annotations", "categories")
+    )
+    report(_reference_faults(path, content, annotations))
+
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in images}
+    known = {entry["id"] for entry in categories}
+    annotations = [
+        entry for entry in annotations if entry["image_id"] in sizes and entry["category_id"] in known
+    ]
+    # Whoever is at fault takes the whole image along.
+    lost = _lost_ids(content["images"], images, "id")
+    lost |= _lost_ids(content["annotations"], annotations, "image_id")
+
+    boxes, has_extent, faults = _boxes(path, annotations, sizes, skip_empty=skip_empty_boxes)
+    report([fault for _, fault in faults])
+    lost |= {annotations[i]["image_id"] for i, _ in faults}
+    segmentations = None
+    if masks is None:
+        masks = any(entry.get("segmentation") for entry in annotations)
+    if masks:
+        segmentations, faults = _segmentations(path, annotations, sizes)
+        report([fault for _, fault in faults])
+        lost |= {annotations[i]["image_id"] for i, _ in faults}
     for entry in annotations:  # They are most of the file, and those that are wanted lie smaller elsewhere.
         entry.pop("segmentation", None)
     return CocoAnnotations(
         images=images,
         annotations=annotations,
-        categories=sorted(content["categories"], key=lambda category: category["id"]),
+        categories=sorted(categories, key=lambda category: category["id"]),
         boxes=boxes,
         has_extent=has_extent,
         segmentations=segmentations,
-    )
+    ).without(lost)
 
 
-def _is_image_id(value: Any) -> bool:
-    # A batch carries its image ids as 32-bit integers.
-    return type(value) is int and -(2**31) <= value < 2**31
+def _lost_ids(before: list, after: list[dict], key: str) -> set[int]:
+    """Returns the image ids of the entries that were left out."""
+    if len(before) == len(after):
+        return set()
+    kept = {id(entry) for entry in after}
+    lost = [entry for entry in before if isinstance(entry, dict) and id(entry) not in kept]
+    return {entry[key] for entry in lost if is_image_id(entry.get(key))}
 
 
-def _is_id(value: Any) -> bool:
-    # The evaluator keeps ids in float64. COCO's own crowd annotations exceed 32 bits.
-    return type(value) is int and abs(value) < 2**53
-
-
-def _is_finite(value: Any) -> bool:
-    # Python's JSON reader lets NaN, Infinity and integers beyond any float through.
-    return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-_IMAGE_ID = (_is_image_id, "a 32-bit integer")
-_ID = (_is_id, "an integer")
-_SIZE = (_is_size, "a positive integer")
-_TEXT = (_is_text, "a text")
-_BOX = (
-    lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)),
-    "four finite numbers (x, y, width, height)",
-)
-# What each entry must hold. `area` and `iscrowd` may be absent, as many exporters leave them out.
-_FIELDS = {
-    "images": {"id": _IMAGE_ID, "file_name": _TEXT, "height": _SIZE, "width": _SIZE},
-    "annotations": {"id": _ID, "image_id": _IMAGE_ID, "category_id": _ID, "bbox": _BOX},
-    "categories": {"id": _ID, "name": _TEXT},
-}
-_OPTIONAL_FIELDS = {
-    "area": (lambda value: _is_finite(value) and value >= 0, "a finite number"),
-    "iscrowd": (lambda value: value in (0, 1), "0 or 1"),
-}
-
-
-def _read_json(path: str) -> dict:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}). Check the data set's path and the split."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise DataError(f"{path} is not valid JSON: {reason}. Restore or export it again.") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object. Is this a COCO instances file? Export it again.")
-    return content
-
-
-def _label(section: str, index: int, entry: dict) -> str:
-    return f"{section}[{index}]" + (f" (id {shown(entry['id'])})" if "id" in entry else "")
-
-
-def _check_entries(path: str, content: dict, section: str, fields: dict) -> None:
-    """Checks that a section is a list of entries with all their fields and with ids of their own."""
-    entries = content.get(section)
-    if not isinstance(entries, list):
-        refuse(path, [f"there is no list '{section}'"], "Is this a COCO instances file? Export it again.")
-    if not entries and section != "annotations":
-        refuse(path, [f"the list '{section}' is empty"], "Export the annotations again, with all sections.")
-    refuse(
-        path,
-        [
-            f"{section}[{i}] is not an object"
-            for i, entry in enumerate(entries)
-            if not isinstance(entry, dict)
-        ],
-        "Correct or remove the entry.",
-    )
-    refuse(
-        path,
-        [
-            f"{_label(section, i, entry)} has no '{key}'"
-            for i, entry in enumerate(entries)
-            for key in fields
-            if key not in entry
-        ],
-        "Add what is missing, or remove the entry.",
-    )
-    optional = _OPTIONAL_FIELDS if section == "annotations" else {}
-    refuse(
-        path,
-        [
-            f"'{key}' of {_label(section, i, entry)} is {shown(entry[key])}, not {expected}"
-            for i, entry in enumerate(entries)
-            for key, (accepts, expected) in {**fields, **optional}.items()
-            if key in entry and not accepts(entry[key])
-        ],
-        "Correct or remove the entry.",
-    )
-    first_with: dict[int, int] = {}
-    refuse(
-        path,
-        [
-            f"{section}[{first_with[entry['id']]}] and {section}[{i}] have the same id {entry['id']}"
-            for i, entry in enumerate(entries)
-            if first_with.setdefault(entry["id"], i) != i
-        ],
-        "Give each entry an id of its own.",
-    )
-
-
-def _check_names(path: str, categories: list[dict]) -> None:
-    first_with: dict[str, int] = {}
-    refuse(
-        path,
-        [
-            f"the categories {first_with[entry['name']]} and {entry['id']} have the same name "
-            f"{shown(entry['name'])}"
-            for entry in categories
-            if first_with.setdefault(entry["name"], entry["id"]) != entry["id"]
-        ],
-        "Give each category a name of its own, or merge the two.",
-    )
-
-
-def _check_references(path: str, content: dict) -> None:
+def _reference_faults(path: str, content: dict, annotations: list[dict]) -> list[Fault]:
+    faults = []
     for key, section in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in content[section]}
-        refuse(
-            path,
-            [
-                f"annotation {entry['id']} has {key} {entry[key]}, which '{section}' does not list"
-                for entry in content["annotations"]
-                if entry[key] not in known
-            ],
-            "Add the missing entry, or remove the annotation.",
-        )
+        # Entries that were left out count as listed: what is wrong with them is known already.
+        listed = [entry.get("id") for entry in content[section] if isinstance(entry, dict)]
+        known = {number for number in listed if type(number) is int}
+        faults += [
+            Fault(
+                kind=f"unknown {key}",
+                file=path,
+                record=f"annotation {entry['id']}",
+                what=f"has {key} {entry[key]}, which '{section}' does not list",
+                remedy="Add the missing entry, or remove the annotation.",
+            )
+            for entry in annotations
+            if entry[key] not in known
+        ]
+    return faults
 
 
 def _boxes(
-    path: str, images: list[dict], annotations: list[dict], *, skip_empty: bool
-) -> tuple[Float[ndarray, "n 4"], Bool[ndarray, " n"]]:
-    """Returns each annotation's clipped `x1, y1, x2, y2`, float32, and whether it has width and height."""
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in images}
+    path: str, annotations: list[dict], sizes: dict[int, tuple[int, int]], *, skip_empty: bool
+) -> tuple[Float[ndarray, "n 4"], Bool[ndarray, " n"], EntryFaults]:
+    """Returns each annotation's clipped `x1, y1, x2, y2`, float32, whether it has width and height, and the faults."""
     xywh = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
-    limits = np.array([sizes[entry["image_id"]] for entry in annotations], np.float64).reshape(-1, 2)
+    limits = np.array([sizes[entry["image_id"]][::-1] for entry in annotations], np.float64).reshape(-1, 2)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     boxes = np.clip(corners, 0, np.tile(limits, 2)).astype(np.float32)
     has_extent = (xywh[:, 2:] > 0).all(axis=1)
+    is_negative = (xywh[:, 2:] < 0).any(axis=1)
+    is_outside = has_extent & ((corners[:, :2] >= limits) | (corners[:, 2:] <= 0)).any(axis=1)
 
     def described(i: int, fault: str) -> str:
         entry = annotations[i]
-        return (
-            f"annotation {entry['id']} has a box {fault}: {shown(entry['bbox'])} in image {entry['image_id']}"
-        )
+        return f"has a box {fault}: {shown(entry['bbox'])} in image {entry['image_id']}"
 
-    if not skip_empty:
-        refuse(
-            path,
-            [
-                described(i, "with no positive width and height")
-                for i in np.flatnonzero((xywh[:, 2:] == 0).any(axis=1)).tolist()
-            ],
-            "Correct or remove the annotation, or set config.data.skip_empty_boxes = True to train without it.",
-        )
-    for fault, is_fault in (
-        ("with a negative width or height", (xywh[:, 2:] < 0).any(axis=1)),
+    is_flat = ~has_extent & ~is_negative
+    no_extent = "or set config.data.skip_empty_boxes = True to train without it."
+    kinds = [
+        ("box with a negative side", "with a negative width or height", is_negative, ""),
+        ("box outside its image", "with no part inside its image", is_outside, ""),
         (
-            "with no part inside its image",
-            has_extent & ((corners[:, :2] >= limits) | (corners[:, 2:] <= 0)).any(axis=1),
+            "box too small",
+            "too small to be told from a line",
+            has_extent & ~is_outside & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1),
+            "",
         ),
-        ("too small to be told from a line", has_extent & (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)),
-    ):
-        refuse(
-            path,
-            [described(i, fault) for i in np.flatnonzero(is_fault).tolist()],
-            "Correct or remove the annotation.",
+    ]
+    if not skip_empty:
+        kinds.insert(0, ("empty box", "with no positive width and height", is_flat, no_extent))
+    faults = [
+        (
+            i,
+            Fault(
+                kind=kind,
+                file=path,
+                record=f"annotation {annotations[i]['id']}",
+                what=described(i, sentence),
+                remedy=f"Correct or remove the annotation{', ' + more if more else '.'}",
+            ),
         )
-    flat = np.flatnonzero(~has_extent).tolist()
-    if flat:
+        for kind, sentence, is_fault, more in kinds
+        for i in np.flatnonzero(is_fault).tolist()
+    ]
+    flat = np.flatnonzero(is_flat).tolist()
+    if skip_empty and flat:
         logging.warning(
-            "%s: %s. %d such annotations are left out of training; the evaluation keeps them.",
+            "%s: annotation %d %s. %d such annotations are left out of training; the evaluation keeps them.",
             path,
+            annotations[flat[0]]["id"],
             described(flat[0], "without width or height"),
             len(flat),
         )
-    return boxes, has_extent
+    return boxes, has_extent, faults
 
 
-def _segmentations(path: str, images: list[dict], annotations: list[dict]) -> list[Segmentation]:
-    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in images}
+def _segmentations(
+    path: str, annotations: list[dict], sizes: dict[int, tuple[int, int]]
+) -> tuple[list[Segmentation], EntryFaults]:
+    """Returns each annotation's mask, in place of a malformed one an empty one, and the faults."""
     segmentations, faults = [], []
-    for entry in annotations:
+    for i, entry in enumerate(annotations):
         height, width = sizes[entry["image_id"]]
         try:
             segmentation = parse_segmentation(entry.get("segmentation"), height=height, width=width)
             if isinstance(segmentation, ndarray) and not segmentation[1::2].any():
                 raise ValueError("run lengths without a pixel of the object")
-            segmentations.append(segmentation)
         except ValueError as error:
-            faults.append(f"annotation {entry['id']} in image {entry['image_id']} has as its mask {error}")
-    refuse(
-        path,
-        faults,
-        "Correct or remove the annotation, or set config.data.mask_size to 0 to train without masks.",
-    )
-    return segmentations
+            segmentation = ()
+            fault = Fault(
+                kind="malformed mask",
+                file=path,
+                record=f"annotation {entry['id']} in image {entry['image_id']}",
+                what=f"has as its mask {error}",
+                remedy="Correct or remove the annotation, or set config.data.mask_size to 0 to train without masks.",
+            )
+            faults.append((i, fault))
+        segmentations.append(segmentation)
+    return segmentations, faults

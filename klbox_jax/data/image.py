@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
 
-from klbox_jax.data.source import DataError
+from klbox_jax.data.source import DataError, Fault
 
 # Pillow also knows formats that run other programs (EPS); a data set has no need of them.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -31,6 +31,12 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 # The bytes a complete file ends with. Entropy-coded JPEG data never holds its end marker by chance.
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 4096
+
+# Photographs have about ten. Each pass over the picture costs the decoder the whole of it, and the file next to
+# nothing. A small picture may have more than one at the limit of size.
+_MAX_JPEG_SCANS = 500
+_SCANS_AT_THE_LIMIT = 20
+_JPEG_SCAN = b"\xff\xda"
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -61,6 +67,7 @@ def decode_image(
     with _opened(path_or_bytes, name) as image:
         named = _name(path_or_bytes, name)
         _check_size(image, named, height=height, width=width)
+        _check_scans(image, path_or_bytes, named)
         # Loads the pixels first: a PNG may carry its EXIF block behind them.
         image.load()
         orientation = _orientation(image)
@@ -96,6 +103,30 @@ def check_image(path: str | os.PathLike, *, height: int, width: int, full: bool 
     decode_image(path, height=height, width=width)
 
 
+def stored_size(encoded: bytes, name: str) -> tuple[int, int]:
+    """Returns the height and width of an encoded image, without its EXIF orientation; raises DataError."""
+    with _opened(encoded, name) as image:
+        return image.height, image.width
+
+
+def is_annotated_unturned(path: str | os.PathLike, *, height: int, width: int) -> bool:
+    """Whether EXIF says to turn an image on its side that the annotation knows as it is stored.
+
+    The pixels of such an image are used as they lie. Most annotation tools show it turned, so that it may well be
+    the annotation's size that is wrong.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    with _opened(path, "") as image:
+        return image.size == (width, height) and height != width and _orientation(image) >= 5
+
+
+def pixel_limit() -> int | float:
+    """Returns the number of pixels from which on an image is refused: Pillow's limit, 89 million by default."""
+    return float("inf") if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
+
+
 def _name(path_or_bytes, name: str) -> str:
     return name if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
 
@@ -106,7 +137,9 @@ def _tail(path: str | os.PathLike) -> bytes:
             file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
             return file.read()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}. Check the file and its permissions.") from error
+        raise _error(
+            path, "unreadable image", f"cannot be read: {error}", "Check the file and its permissions."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -116,41 +149,73 @@ def _opened(path_or_bytes: str | os.PathLike | bytes, name: str) -> Iterator[Ima
     file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes
     # `isfile` also keeps a pipe from blocking the reader for ever.
     if file is path_or_bytes and not os.path.isfile(file):
-        raise DataError(f"{named} is missing or no file. Restore the image or remove its annotation entry.")
+        raise _error(
+            named,
+            "missing image",
+            "is missing or no file",
+            "Restore the image or remove its annotation entry.",
+        )
     try:
         with Image.open(file, formats=_FORMATS) as image:
             yield image
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{named} is not an image of a known format ({', '.join(_FORMATS)}), or its header is truncated. "
-            "Restore or convert it."
+        raise _error(
+            named,
+            "no image",
+            f"is not an image of a known format ({', '.join(_FORMATS)}), or its header is truncated",
+            "Restore or convert it.",
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(named, str(error))) from error
+        raise _too_large(named, str(error)) from error
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files.
-        raise DataError(
-            f"{named} cannot be decoded, it is truncated or damaged ({error}). Restore the file."
+        raise _error(
+            named,
+            "damaged image",
+            f"cannot be decoded, it is truncated or damaged ({error})",
+            "Restore the file.",
         ) from error
 
 
-def _too_large(name: str, size: str) -> str:
-    return f"{name} is absurdly large ({size}). Downscale it, or remove it if it is not a photograph."
+def _error(name: str | os.PathLike, kind: str, what: str, remedy: str) -> DataError:
+    return DataError(Fault(kind=kind, file=os.fspath(name), what=what, remedy=remedy))
+
+
+def _too_large(name: str, size: str) -> DataError:
+    remedy = "Downscale it, or remove it if it is not a photograph."
+    return _error(name, "absurdly large image", f"is absurdly large ({size})", remedy)
+
+
+def _check_scans(image: Image.Image, path_or_bytes: str | os.PathLike | bytes, name: str) -> None:
+    """Raises for a progressive JPEG that would keep its decoder busy for ever."""
+    if not image.info.get("progressive"):
+        return
+    if isinstance(path_or_bytes, bytes):
+        encoded = path_or_bytes
+    else:
+        with open(path_or_bytes, "rb") as file:
+            encoded = file.read()
+    scans = encoded.count(_JPEG_SCAN)
+    limit = min(_MAX_JPEG_SCANS, _SCANS_AT_THE_LIMIT * pixel_limit() / (image.width * image.height))
+    if scans > limit:
+        raise _too_large(name, f"{scans} scans, the limit is {limit:.0f}")
 
 
 def _check_size(image: Image.Image, name: str, *, height: int, width: int) -> None:
     """Raises unless the stored or the turned image has the annotated size; reads no pixels if it can."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise DataError(_too_large(name, f"{image.height} x {image.width} pixels, the limit is {limit}"))
+    limit = pixel_limit()
+    if image.width * image.height > limit:
+        raise _too_large(name, f"{image.height} x {image.width} pixels, the limit is {limit:g}")
     if image.size == (width, height):
         return
     if image.size == (height, width) and _orientation(image) >= 5:
         return
-    raise DataError(
-        f"{name} is {image.height} pixels high and {image.width} wide, its annotation says {height} high and "
-        f"{width} wide. Correct the annotation, or restore the image it was drawn on."
+    raise _error(
+        name,
+        "image of another size",
+        f"is {image.height} pixels high and {image.width} wide, its annotation says {height} high and {width} wide",
+        "Correct the annotation, or restore the image it was drawn on.",
     )
 
 
@@ -165,7 +230,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise DataError(f"{name} has 32-bit samples of unknown range. Convert it to 8 or 16 bits.")
+        raise _error(
+            name,
+            "samples of 32 bits",
+            "has 32-bit samples of unknown range",
+            "Convert it to 8 or 16 bits.",
+        )
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")

@@ -9,12 +9,20 @@ from collections.abc import Callable
 import grain
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 from numpy import ndarray
 
 from klbox_jax.data.plan import EvalPlan, StepPlan, TrainPlan, process_slice
-from klbox_jax.data.source import DataError, Source
-from klbox_jax.data.transforms import Preprocessing, check_max_gt, choose_canvas, make_example, resized_size
+from klbox_jax.data.source import MAX_WARNINGS, DataError, Source
+from klbox_jax.data.transforms import (
+    Preprocessing,
+    check_max_gt,
+    choose_canvas,
+    make_blank_example,
+    make_example,
+    resized_size,
+)
 from klbox_jax.structures import Batch
 
 
@@ -60,6 +68,10 @@ def train_batches(
 
     Close it (`contextlib.closing`) to stop its threads early.
 
+    An image that cannot be decoded ends the training, or, under `preprocessing.on_bad_record = "skip"`, is warned
+    of once and leaves its slot to an image that is not `valid` and has no objects, so that no loss looks at it. The
+    plan, and with it every other slot, stays as it is.
+
     Args:
         source: the data set.
         plan: made from `check_fits(source, preprocessing)`.
@@ -73,11 +85,12 @@ def train_batches(
 
     Raises:
         ValueError: the batch cannot be shared evenly by the processes.
-        DataError: (from `next`) an image turned out to be unreadable.
+        DataError: (from `next`) an image turned out to be unreadable, and `on_bad_record` is "stop".
     """
     slots = process_slice(plan.batch_size, process_index=process_index, process_count=process_count)
+    unreadable: set[int] = set()
     return _iterate(
-        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, augment=True),
+        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, unreadable, augment=True),
         range(start_step, start_step + num_steps),
         num_threads=num_threads,
         prefetch=prefetch,
@@ -96,11 +109,13 @@ def eval_batches(
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator over this process' share of each batch of the evaluation, without augmentation.
 
-    Arguments and errors as for `train_batches`.
+    Arguments and errors as for `train_batches`. The objects of an image that was skipped stay in the source's ground
+    truth, where nothing is found for them.
     """
     slots = process_slice(plan.batch_size, process_index=process_index, process_count=process_count)
+    unreadable: set[int] = set()
     return _iterate(
-        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, augment=False),
+        lambda step: _make_batch(source, plan.step(step), preprocessing, slots, unreadable, augment=False),
         range(plan.num_steps),
         num_threads=num_threads,
         prefetch=prefetch,
@@ -116,19 +131,31 @@ def _iterate(
 
 
 def _make_batch(
-    source: Source, step: StepPlan, preprocessing: Preprocessing, slots: slice, *, augment: bool
+    source: Source,
+    step: StepPlan,
+    preprocessing: Preprocessing,
+    slots: slice,
+    unreadable: set[int],
+    *,
+    augment: bool,
 ) -> Batch:
-    """Makes the given slots of a step's global batch."""
+    """Makes the given slots of a step's global batch; notes which images were skipped."""
     examples = [
-        _make_slot(source, step, preprocessing, slot, augment=augment)
+        _make_slot(source, step, preprocessing, slot, unreadable, augment=augment)
         for slot in range(slots.start, slots.stop)
     ]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-    return batch.replace(valid=step.valid[slots])
+    return batch.replace(valid=batch.valid & step.valid[slots])
 
 
 def _make_slot(
-    source: Source, step: StepPlan, preprocessing: Preprocessing, slot: int, *, augment: bool
+    source: Source,
+    step: StepPlan,
+    preprocessing: Preprocessing,
+    slot: int,
+    unreadable: set[int],
+    *,
+    augment: bool,
 ) -> Batch:
     index = int(step.indices[slot])
     record = source.records[index]
@@ -148,12 +175,22 @@ def _make_slot(
         factor=factor,
         canvas=canvas,
     )
-    return make_example(
-        source.load_image(index),
-        record,
-        canvas=canvas,
-        new_size=new_size,
-        flip=flip,
-        max_gt=preprocessing.max_gt,
-        mask_size=preprocessing.mask_size,
-    )
+    slots = {"max_gt": preprocessing.max_gt, "mask_size": preprocessing.mask_size}
+    try:
+        image = source.load_image(index)
+    except DataError as error:
+        if preprocessing.on_bad_record == "stop":
+            raise
+        _warn(error, index, unreadable)
+        return make_blank_example(record, canvas=canvas, new_size=new_size, **slots)
+    return make_example(image, record, canvas=canvas, new_size=new_size, flip=flip, **slots)
+
+
+def _warn(error: DataError, index: int, unreadable: set[int]) -> None:
+    if index in unreadable:
+        return
+    unreadable.add(index)
+    if len(unreadable) <= MAX_WARNINGS:
+        logging.warning("skipped: %s", error)
+    elif len(unreadable) == MAX_WARNINGS + 1:
+        logging.warning("more images cannot be read and are skipped; no further ones are listed")

@@ -13,6 +13,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 from pycocotools import mask as pycocotools_mask
 
+# More than any outline that was drawn has. A picture takes memory for each point, and the evaluator's library for
+# each step along an outline.
+MAX_POINTS = 100_000
+MAX_OUTLINE = 100  # times the width and height of the image
+
 Polygons = tuple[Float[ndarray, "_ 2"], ...]
 RunLengths = Int[ndarray, " _"]
 # Polygons as rows `x, y` in pixels of the file; or the lengths of alternating runs of pixels outside and inside
@@ -35,6 +40,8 @@ def parse_segmentation(value: Any, *, height: int, width: int) -> Polygons | Run
     if value is None or value == []:
         raise ValueError("nothing")
     if isinstance(value, list):
+        if sum(len(polygon) for polygon in value if isinstance(polygon, list)) > 2 * MAX_POINTS:
+            raise ValueError(f"polygons of more than {MAX_POINTS} points")
         return tuple(_parse_polygon(polygon, height=height, width=width) for polygon in value)
     if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
         raise ValueError("neither polygons nor run lengths with 'size' and 'counts'")
@@ -67,6 +74,9 @@ def _parse_polygon(polygon: Any, *, height: int, width: int) -> Float[ndarray, "
     # The evaluator's library draws a polygon in steps along its outline: a far point would keep it for ever.
     if not (np.abs(points) <= 2.0 * max(height, width)).all():  # also where a coordinate is NaN
         raise ValueError("a polygon that is not finite or leads far out of its image")
+    steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+    if steps.sum() > MAX_OUTLINE * (height + width):
+        raise ValueError("a polygon with an absurdly long outline")
     return points
 
 

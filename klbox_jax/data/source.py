@@ -2,29 +2,108 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from absl import logging
 from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 
 from klbox_jax.data.masks import Segmentation
 
+# Warnings of single faults are cut off here, and counted from then on.
+MAX_WARNINGS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something wrong with a data set; its text is a sentence and the remedy.
+
+    Attributes:
+        kind: what to count it with, such as "box outside its image".
+        file: the file at fault.
+        record: the entry of the file, such as "annotation 7"; empty for the file itself.
+        what: the predicate of the sentence.
+        remedy: what to do about it, as a sentence.
+        severity: "fatal" if nothing can be learnt from the data set, "error" if an image has to be left out,
+            "warning" if it can be used as it is.
+    """
+
+    kind: str
+    file: str
+    record: str = ""
+    what: str
+    remedy: str
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+    def sentence(self, more: str = "") -> str:
+        """Returns the text, with `more` at the end of the sentence."""
+        subject = f"{self.file}: {self.record}" if self.record else self.file
+        return printable(f"{subject} {self.what}{more}. {self.remedy}")
+
 
 class DataError(ValueError):
-    """A data set is unusable; the message names the file, the record and the remedy."""
+    """A data set is unusable; the message names the file, the record and the remedy.
+
+    Attributes:
+        fault: what is wrong, in its parts.
+    """
+
+    def __init__(self, problem: str | Fault, *, more: str = ""):
+        """Takes a fault, or a text for one that concerns the whole data set; `more` ends its sentence."""
+        if isinstance(problem, str):
+            super().__init__(problem)
+            problem = Fault(kind="data set", file="", what=problem, remedy="", severity="fatal")
+        else:
+            super().__init__(problem.sentence(more))
+        self.fault = problem
 
 
-def refuse(where: str, faults: Sequence[str], remedy: str) -> None:
-    """Raises DataError for the first of the faults, which are all of one kind, if there are any."""
+# What a reader does with the faults that it finds. If it returns, the reader leaves out the images at fault.
+Report = Callable[[Sequence[Fault]], None]
+
+
+def refuse(faults: Sequence[Fault]) -> None:
+    """A `Report` that raises DataError for the first fault, if there are any."""
     if faults:
-        more = f" (and {len(faults) - 1} more of this kind)" if len(faults) > 1 else ""
-        raise DataError(f"{where}: {faults[0]}{more}. {remedy}")
+        raise DataError(faults[0], more=f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+
+
+class LeaveOut:
+    """A `Report` that warns of faults, so that their images are left out; raises DataError for fatal ones.
+
+    Attributes:
+        count: faults that were reported so far.
+    """
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, faults: Sequence[Fault]) -> None:
+        """Warns of the first faults one by one, and then that there are more."""
+        refuse([fault for fault in faults if fault.severity == "fatal"])
+        for fault in faults:
+            self.count += 1
+            if self.count <= MAX_WARNINGS:
+                logging.warning("left out: %s", fault)
+        if self.count > MAX_WARNINGS >= self.count - len(faults):
+            logging.warning("more images are left out; python -m klbox_jax.data.check lists every fault")
+
+
+def printable(text: str) -> str:
+    """Returns a text without what a terminal might obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def shown(value: Any) -> str:
     """Returns a value for a message, on one line and cut short: a file may hold anything."""
-    text = ascii(value) if not isinstance(value, (list, dict)) else json.dumps(value)
+    try:
+        text = ascii(value) if not isinstance(value, (list, dict)) else json.dumps(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

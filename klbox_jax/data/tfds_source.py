@@ -9,7 +9,6 @@ A prepared folder names the Python classes of its features, which are then impor
 trust.
 """
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 
-from klbox_jax.data.image import decode_image
-from klbox_jax.data.source import DataError, Record, coco_dictionary
+from klbox_jax.data.image import decode_image, stored_size
+from klbox_jax.data.source import DataError, Fault, Record, Report, coco_dictionary, refuse
 
 # What marks an object that is not to be learnt, where a set has it.
 _IGNORED = ("is_crowd", "is_difficult")
@@ -45,17 +43,18 @@ class TfdsSource:
     category_ids: tuple[int, ...]
     records: Sequence[Record]
 
-    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike):
+    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike, report: Report = refuse):
         """Reads the split once, for its annotations and the sizes of its images; no image is decoded.
 
         Args:
             name: of the set, with its config and version where it has several: `voc/2007`, `voc/2007:5.0.0`.
             split: e.g. `train`, or a slice such as `train[:80%]`.
             data_dir: the folder that prepared sets lie in.
+            report: takes what is wrong with single images; such images are left out.
 
         Raises:
-            DataError: the set is not prepared there as ArrayRecord, has no such split or features, or an object of
-                it is unusable.
+            DataError: the set is not prepared there as ArrayRecord, has no such split or features, or (from `report`)
+                an image or an object of it is unusable.
         """
         self.name = f"{name}/{split}"
         folder = _prepared_folder(name, Path(data_dir))
@@ -83,10 +82,16 @@ class TfdsSource:
             raise DataError(
                 f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}."
             ) from error
-        self.records = tuple(
-            self._make_record(example, int(example["image/id"]) if has_ids else number, folder / split)
-            for number, example in enumerate(self._examples, start=1)
-        )
+        records, faults, rows = [], [], []
+        for row, example in enumerate(self._examples):
+            try:
+                image_id = int(example["image/id"]) if has_ids else row + 1
+                records.append(self._make_record(example, image_id, folder / split))
+                rows.append(row)
+            except DataError as error:
+                faults.append(error.fault)
+        report(faults)
+        self.records, self._rows = tuple(records), tuple(rows)
         ids = {record.image_id for record in self.records}
         if len(ids) < len(self.records) or (ids and not -(2**31) <= min(ids) <= max(ids) < 2**31):
             raise DataError(
@@ -97,7 +102,10 @@ class TfdsSource:
         """Returns the decoded RGB image of `records[index]`; raises DataError."""
         record = self.records[index]
         return decode_image(
-            self._examples[index]["image"], height=record.height, width=record.width, name=record.file_name
+            self._examples[self._rows[index]]["image"],
+            height=record.height,
+            width=record.width,
+            name=record.file_name,
         )
 
     def coco_ground_truth(self) -> dict:
@@ -106,20 +114,25 @@ class TfdsSource:
 
     def _make_record(self, example: dict[str, Any], image_id: int, folder: Path) -> Record:
         file_name = f"{folder}/{image_id}"
-        width, height = _image_size(example["image"], file_name)
+        height, width = stored_size(example["image"], file_name)
         objects = example["objects"]
         y1, x1, y2, x2 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
         corners = np.stack([x1 * width, y1 * height, x2 * width, y2 * height], axis=1)
         boxes = np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
         is_fault = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # also where an edge is NaN
         if is_fault.any():
-            raise DataError(
-                f"{file_name}: object {int(is_fault.argmax()) + 1} of the image has a box without width or height "
-                f"inside it ({corners[is_fault][0].tolist()}). Correct the set's origin, and prepare it again."
+            raise _error(
+                file_name,
+                "empty box",
+                f"object {int(is_fault.argmax()) + 1} of the image",
+                f"has a box without width or height inside it ({corners[is_fault][0].tolist()})",
+                "Correct the set's origin, and prepare it again.",
             )
         classes = np.asarray(objects["label"], np.int32).reshape(-1)
         if ((classes < 0) | (classes >= len(self.class_names))).any():
-            raise DataError(f"{file_name}: an object has no label. Use a split that is annotated.")
+            raise _error(
+                file_name, "missing field", "an object", "has no label", "Use a split that is annotated."
+            )
         is_crowd = np.zeros(len(boxes), bool)
         for key in set(_IGNORED) & set(objects):
             is_crowd |= np.asarray(objects[key], bool).reshape(-1)
@@ -132,6 +145,10 @@ class TfdsSource:
             classes=classes,
             is_crowd=is_crowd,
         )
+
+
+def _error(file: str, kind: str, record: str, what: str, remedy: str) -> DataError:
+    return DataError(Fault(kind=kind, file=file, record=record, what=what, remedy=remedy))
 
 
 def _prepared_folder(name: str, data_dir: Path) -> Path:
@@ -174,11 +191,3 @@ def _object_features(builder: Any, folder: Path) -> dict[str, Any]:
     if not getattr(fields["label"], "names", None):
         raise DataError(f"{folder} does not name its classes. Choose a set whose labels have names.")
     return fields
-
-
-def _image_size(encoded: bytes, name: str) -> tuple[int, int]:
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.size
-    except OSError as error:
-        raise DataError(f"{name} is not an image ({error}). Prepare the set again.") from error

@@ -36,6 +36,8 @@ class Preprocessing:
         scale_jitter: range of a factor on the size of each training image, drawn uniformly; cut where
             the image would leave its canvas.
         mask_size: cells along each side of an object's mask, which lies in its box; 0 for no masks.
+        on_bad_record: what becomes of an image that cannot be decoded after all: "stop" raises, "skip" puts an
+            image in its place that counts for nothing.
 
     Raises:
         ValueError: a field is out of range.
@@ -48,6 +50,7 @@ class Preprocessing:
     flip: bool = True
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     mask_size: int = 0
+    on_bad_record: str = "stop"
 
     def __post_init__(self):
         if not 1 <= self.short_side <= self.long_side:
@@ -61,6 +64,8 @@ class Preprocessing:
             raise ValueError(f"scale_jitter must be (low, high), 0 < low <= high, got {self.scale_jitter}.")
         if self.mask_size < 0:
             raise ValueError(f"mask_size must not be negative, got {self.mask_size}.")
+        if self.on_bad_record not in ("stop", "skip"):
+            raise ValueError(f"on_bad_record must be stop or skip, got {self.on_bad_record!r}.")
 
 
 def resized_size(
@@ -186,6 +191,33 @@ def make_example(
         valid=np.array(True),
         gt=gt,
     )
+
+
+def make_blank_example(
+    record: Record,
+    *,
+    canvas: tuple[int, int],
+    new_size: tuple[int, int],
+    max_gt: int,
+    mask_size: int = 0,
+) -> Batch:
+    """Returns what stands for an image that cannot be read: black, without objects, and not valid.
+
+    Arguments as for `make_example`.
+    """
+    empty = dataclasses.replace(
+        record,
+        boxes=record.boxes[:0],
+        classes=record.classes[:0],
+        is_crowd=record.is_crowd[:0],
+        box_stds=None if record.box_stds is None else record.box_stds[:0],
+        segmentations=None if record.segmentations is None else (),
+    )
+    image = np.zeros((*new_size, 3), np.uint8)
+    example = make_example(
+        image, empty, canvas=canvas, new_size=new_size, flip=False, max_gt=max_gt, mask_size=mask_size
+    )
+    return example.replace(valid=np.array(False))
 
 
 def flip_boxes(boxes: Float[ndarray, "n 4"], width: float | int) -> Float[ndarray, "n 4"]:

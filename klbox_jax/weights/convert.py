@@ -1,7 +1,6 @@
-"""Fills a detector's parameters from a checkpoint of torchvision, detectron2, Detectron or KL-Loss."""
+"""Fills a detector's parameters from a checkpoint of ours, torchvision, detectron2, Detectron or KL-Loss."""
 
 import dataclasses
-import difflib
 import os
 from typing import Any
 
@@ -10,17 +9,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
-from klbox_jax.weights import detectron2_names, detectron_names, torchvision_names
+from klbox_jax.weights import detectron2_names, detectron_names, own_names, torchvision_names
 from klbox_jax.weights.detectron_file import arrays_of, load_numpy_pickle
+from klbox_jax.weights.listing import MAX_LISTED, listed, nearest
 from klbox_jax.weights.provenance import BoxCoder, Provenance
 from klbox_jax.weights.restricted_unpickler import WeightFileError
+from klbox_jax.weights.safetensors_file import CONVENTIONS, read_safetensors
 from klbox_jax.weights.targets import Target
 from klbox_jax.weights.torch_file import LEGACY_START, ZIP_START, read_torch_file
 
 # Each has `recognizes`, `provenance`, `prepare` and `translate`.
-LAYOUTS = (torchvision_names, detectron2_names, detectron_names)
-# At most so many names of a kind are listed in a message.
-MAX_LISTED = 12
+LAYOUTS = (own_names, torchvision_names, detectron2_names, detectron_names)
 MISSING = "the file has none"
 
 Path = tuple[str, ...]
@@ -46,7 +45,7 @@ class ConversionReport:
         lines = [f"{len(self.loaded)} tensors of a {self.provenance.source} checkpoint were loaded"]
         lines += [f"{layer} keeps its fresh values: {reason}" for layer, reason in self.reinitialized.items()]
         if self.unused:
-            lines.append(f"not used: {_listed(list(self.unused))}")
+            lines.append(f"not used: {listed(list(self.unused))}")
         return "; ".join(lines)
 
 
@@ -71,7 +70,7 @@ def load_weights(
 
     Args:
         params: of the detector, or of a part of it with the same paths.
-        path: the file; a `.pth` of torch.save, or a `.pkl` of NumPy arrays.
+        path: the file; `.safetensors` of `save_params`, a `.pth` of torch.save, or a `.pkl` of NumPy arrays.
         box_coder: of the model's box head.
         rpn_box_coder: of the model's RPN.
         pooled_side: bins along each side of the pooled maps that the model's box head reads.
@@ -86,11 +85,14 @@ def load_weights(
     layout = next((layout for layout in LAYOUTS if layout.recognizes(state)), None)
     if layout is None:
         raise WeightFileError(
-            f"{path}: holds tensors named {_listed(list(state))}, which are neither torchvision's, nor "
-            "detectron2's, nor Detectron's; rename them to one of these layouts."
+            f"{path}: holds tensors named {listed(list(state))}, which are neither torchvision's, nor "
+            "detectron2's, nor Detectron's, nor ours; rename them to one of these layouts."
         )
     ours = flatten_dict(params)
-    provenance = layout.provenance(state, config=config)
+    try:
+        provenance = layout.provenance(state, config=config)
+    except WeightFileError as error:
+        raise WeightFileError(f"{path}: {error}") from error
     prepared = layout.prepare(state, provenance=provenance, num_classes=_num_classes(ours))
     targets = {name: layout.translate(name, pooled_side=pooled_side) for name in prepared}
 
@@ -144,7 +146,14 @@ class _Matching:
 
 
 def _read(path: str) -> tuple[dict[str, np.ndarray], str]:
-    """Returns the tensors without the prefix of a parallel run, and the config that is stored beside them."""
+    """Returns the tensors without the prefix of a parallel run, and the config that is stored beside them.
+
+    Of our own files that is the text of their conventions. They alone are told by the name: they begin with a
+    length.
+    """
+    if path.endswith(".safetensors"):
+        state, metadata = read_safetensors(path)
+        return state, metadata.get(CONVENTIONS, "")
     try:
         with open(path, "rb") as file:
             start = file.read(len(LEGACY_START))
@@ -221,16 +230,6 @@ def _place(target: Path, ours: dict[Path, Any]) -> Path | None:
     return next((place for place in places if place in ours), None)
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f", nearest {nearest[0]}" if nearest else ""
-
-
-def _listed(items: list[str]) -> str:
-    more = f", and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-    return ", ".join(items[:MAX_LISTED]) + more
-
-
 def _mismatch_message(
     path: str, provenance: Provenance, matching: _Matching, names: list[str], ours: list[Path]
 ) -> str:
@@ -239,13 +238,12 @@ def _mismatch_message(
         problems = []
         # To look for near names takes a while: only of those that are listed.
         for number, (leaf, reason) in enumerate(matching.problems.items()):
-            near = _nearest(".".join(leaf), names) if reason == MISSING and number < MAX_LISTED else ""
+            near = nearest(".".join(leaf), names) if reason == MISSING and number < MAX_LISTED else ""
             problems.append(f"{'/'.join(leaf)} ({reason}{near})")
-        parts.append(f"parameters without a fitting tensor: {_listed(problems)}")
+        parts.append(f"parameters without a fitting tensor: {listed(problems)}")
     if matching.unexpected:
         paths = [".".join(leaf) for leaf in ours]
-        listed = [f"{name} (unknown{_nearest(name, paths)})" for name in matching.unexpected[:MAX_LISTED]]
-        parts.append(
-            f"tensors that the model has no place for: {_listed(listed + matching.unexpected[MAX_LISTED:])}"
-        )
+        unknown = [f"{name} (unknown{nearest(name, paths)})" for name in matching.unexpected[:MAX_LISTED]]
+        unknown += matching.unexpected[MAX_LISTED:]
+        parts.append(f"tensors that the model has no place for: {listed(unknown)}")
     return f"{path}: this {provenance.source} checkpoint does not fit the model; {'; '.join(parts)}."

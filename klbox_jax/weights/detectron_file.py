@@ -17,6 +17,7 @@ from klbox_jax.weights.restricted_unpickler import (
     OrderedDictMaker,
     RestrictedUnpickler,
     WeightFileError,
+    damaged,
     is_count,
     named_leaves,
 )
@@ -62,7 +63,10 @@ def load_numpy_pickle(path: str | os.PathLike) -> Any:
                     f"{path}: is not a pickle (it begins with {start!r}); point to a .pkl file of weights."
                 )
             file.seek(0)
-            return RestrictedUnpickler(file, path, admitted=ADMITTED, encoding="latin1", remedy=REMEDY).load()
+            size = os.fstat(file.fileno()).st_size
+            return RestrictedUnpickler(
+                file, path, size=size, admitted=ADMITTED, encoding="latin1", remedy=REMEDY
+            ).load()
     except WeightFileError:
         raise
     except _RefusedDtypeError as error:
@@ -70,8 +74,7 @@ def load_numpy_pickle(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise WeightFileError(f"{path}: cannot be read ({error}); check the path.") from error
     except Exception as error:
-        # A damaged pickle fails in as many ways as there are bytes in it.
-        raise WeightFileError(f"{path}: is damaged or truncated ({error!r}); {FETCH}.") from error
+        raise damaged(path, error) from error
 
 
 class _RefusedDtypeError(Exception):
@@ -108,10 +111,12 @@ class _Array:
         self.value = _array(raw, dtype, shape, "F" if is_fortran else "C")
 
 
-def _array(raw: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or not all(map(is_count, shape)):
         raise pickle.UnpicklingError("an array has no shape or no dtype")
-    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+    if not isinstance(raw, str | bytes | bytearray):
+        raise pickle.UnpicklingError("an array has no contents")
+    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     if len(raw) != math.prod(shape) * dtype.value.itemsize:
         raise pickle.UnpicklingError(f"an array of shape {shape} has {len(raw)} bytes")
     array = np.frombuffer(raw, dtype.value).reshape(shape, order=order)

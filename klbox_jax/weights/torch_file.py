@@ -19,6 +19,7 @@ from klbox_jax.weights.restricted_unpickler import (
     OrderedDictMaker,
     RestrictedUnpickler,
     WeightFileError,
+    damaged,
     is_count,
     named_leaves,
 )
@@ -70,8 +71,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except OSError as error:
         raise WeightFileError(f"{path}: cannot be read ({error}); check the path.") from error
     except Exception as error:
-        # A damaged pickle or archive fails in as many ways as there are bytes in it.
-        raise WeightFileError(f"{path}: is damaged or truncated ({error!r}); {FETCH}.") from error
+        raise damaged(path, error) from error
 
 
 class _Storage(NamedTuple):
@@ -130,8 +130,8 @@ ADMITTED = {
 class _Unpickler(RestrictedUnpickler):
     """Builds dictionaries and tensor descriptions; notes each storage's dtype and element count."""
 
-    def __init__(self, file: BinaryIO, path: str):
-        super().__init__(file, path, admitted=ADMITTED, encoding="utf-8", remedy=RESAVE)
+    def __init__(self, file: BinaryIO, path: str, *, size: int):
+        super().__init__(file, path, size=size, admitted=ADMITTED, encoding="utf-8", remedy=RESAVE)
         self.storages: dict[str, tuple[np.dtype, int]] = {}
 
     def persistent_load(self, pid):
@@ -158,28 +158,28 @@ class _Unpickler(RestrictedUnpickler):
 
 
 def _read_legacy(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
+    size = os.fstat(file.fileno()).st_size
     start = file.read(16)
     file.seek(0)
     if not start.startswith(LEGACY_START):
         raise WeightFileError(
             f"{path}: is not a file of torch.save (it begins with {start!r}); point to a .pth file."
         )
-    _Unpickler(file, path).load()
-    version = _Unpickler(file, path).load()
+    _Unpickler(file, path, size=size).load()
+    version = _Unpickler(file, path, size=size).load()
     if not is_count(version) or version != PROTOCOL_VERSION:
         shown = version if is_count(version) else type(version).__name__
         raise WeightFileError(f"{path}: has protocol version {shown}, not {PROTOCOL_VERSION}; {RESAVE}.")
-    system = _Unpickler(file, path).load()
+    system = _Unpickler(file, path, size=size).load()
     if not isinstance(system, dict) or dict.get(system, "little_endian") is not True:
         raise WeightFileError(f"{path}: was not written on a little-endian machine; {RESAVE} on one.")
-    unpickler = _Unpickler(file, path)
+    unpickler = _Unpickler(file, path, size=size)
     root = unpickler.load()
-    keys = _Unpickler(file, path).load()
+    keys = _Unpickler(file, path, size=size).load()
     is_sound = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not is_sound or sorted(keys) != sorted(unpickler.storages):
         raise WeightFileError(f"{path}: lists other storages than its tensors use; {FETCH}.")
 
-    size = os.fstat(file.fileno()).st_size
     storages = {}
     for key in keys:
         dtype, numel = unpickler.storages[key]
@@ -217,7 +217,7 @@ def _read_zip(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
         if byte_order is not None and archive.read(byte_order) != b"little":
             raise WeightFileError(f"{path}: was not written on a little-endian machine; {RESAVE} on one.")
         with archive.open(members[pickles[0]]) as data:
-            unpickler = _Unpickler(data, path)
+            unpickler = _Unpickler(data, path, size=members[pickles[0]].file_size)
             root = unpickler.load()
 
         storages = {}

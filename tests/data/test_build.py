@@ -4,7 +4,7 @@ from PIL import Image
 
 from klbox_jax.data import build
 from klbox_jax.data.build import build_preprocessing, build_source
-from klbox_jax.data.source import DataError
+from klbox_jax.data.source import DataError, refuse
 from tests import coco_folder
 
 
@@ -62,7 +62,7 @@ def test_tfds_and_scenes_receive_their_fields(monkeypatch):
     monkeypatch.setattr(build, "TfdsSource", Stub)
     monkeypatch.setattr(build, "ScenesSource", Stub)
     build_source(_config(name="tfds", root="prepared", tfds_name="voc/2007"), "test")
-    assert calls == [(("voc/2007", "test"), {"data_dir": "prepared"})]
+    assert calls == [(("voc/2007", "test"), {"data_dir": "prepared", "report": refuse})]
     config = _config(name="scenes", root="here", noise_scale=2.0, num_images={"train": 3})
     build_source(config, "train")
     build_source(config, "test")

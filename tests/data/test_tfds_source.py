@@ -174,6 +174,17 @@ def test_unusable_objects_and_ids(tmp_path, monkeypatch, changes, fault):
         TfdsSource("pond", "train", data_dir=tmp_path)
 
 
+def test_images_at_fault_can_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pond, "objects", [[], [((0.5, 0.1, 0.5, 0.2), 0, False)], OBJECTS[2]])
+    _prepare(Pond, tmp_path)
+    faults = []
+    source = TfdsSource("pond", "train", data_dir=tmp_path, report=faults.extend)
+    assert [fault.kind for fault in faults] == ["empty box"]
+    assert [record.image_id for record in source.records] == [7, 6]
+    # Rows behind it keep their images: image i is 20 + i pixels high.
+    assert source.load_image(1).shape == (22, 30, 3)
+
+
 def test_no_tensorflow(data_dir):
     code = (
         "import sys; from klbox_jax.data.tfds_source import TfdsSource; "

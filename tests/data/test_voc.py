@@ -122,8 +122,8 @@ def _broken(root, text, name="000005"):
         ('<!DOCTYPE a [<!ENTITY b "ha">]><a>&b;</a>', "has a DOCTYPE"),
         ('<?xml version="1.0"?>\n<!DOCTYPE a SYSTEM "file:///etc/hostname"><a/>', "has a DOCTYPE"),
         ('<!DOCTYPE a><a/>'.encode("utf-16"), "is not UTF-8 text"),
-        ("<annotation/>", "the file has no 'size/width', which must be a number"),
-        (_annotation(width="wide"), "the file has 'wide' as its 'size/width'"),
+        ("<annotation/>", "000005.xml has no 'size/width', which must be a number"),
+        (_annotation(width="wide"), "000005.xml has 'wide' as its 'size/width'"),
         (_annotation(width=0), "says its image is 0 wide and 20 high"),
         (_annotation(height=2.5), "says its image is 30 wide and 2.5 high"),
         (_annotation(height="1e99"), "has '1e99' as its 'size/height'"),
@@ -143,7 +143,7 @@ def test_faults_of_an_annotation_name_its_file(root, text, fault):
 
 def test_unusable_images_are_counted(root):
     (root / "VOC2012" / "Annotations" / "2008_000008.xml").unlink()
-    assert _broken(root, "").endswith("(1 more images are unusable.)")
+    assert _broken(root, "").endswith("(and 1 more). Restore or export it again.")
 
 
 def test_an_image_of_another_size(root):

@@ -9,7 +9,17 @@ import pytest
 
 from klbox_jax.weights.detectron_file import read_detectron_file
 from klbox_jax.weights.torch_file import WeightFileError
-from tests.weights.pickles import Build, Call, Global, OldString, Raw, dump, old_array, write_old_pickle
+from tests.weights.pickles import (
+    Build,
+    Call,
+    Global,
+    OldString,
+    Raw,
+    dump,
+    encode,
+    old_array,
+    write_old_pickle,
+)
 
 ARRAYS = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3) / 4,
@@ -176,6 +186,20 @@ def test_admitted_names_cannot_be_changed(tmp_path, target, state):
 )
 def test_memory_and_time_bombs(tmp_path, opcodes):
     _refused(tmp_path, dump({"w": Raw(opcodes)}), "damaged|no dictionary of tensors")
+
+
+def test_copies_of_copies(tmp_path):
+    text = encode("a" * 2**16)
+    calls = (
+        b"](c_codecs\nencode\nq\x01(" + text + encode("latin1") + b"tq\x02R" + b"h\x01h\x02R" * 20_000 + b"e"
+    )
+    _refused(tmp_path, dump({"w": Raw(calls)}), "copied over and over")
+
+
+def test_an_array_is_no_contents_of_another(tmp_path):
+    array = old_array(np.ones(2, np.float32))
+    state = (*array.state[:4], array)
+    _refused(tmp_path, dump({"w": array._replace(state=state)}), "no contents")
 
 
 def test_every_truncation_is_noticed(tmp_path):

@@ -351,6 +351,63 @@ def test_memory_bombs(tmp_path, opcodes):
     _refused(tmp_path, _legacy_bytes(Raw(opcodes), {}), "damaged|no dictionary of tensors")
 
 
+def _repeated(call, times):
+    """Opcodes that store `call`'s function and arguments once and call it over and over."""
+    arguments = encode(call.args)
+    return Raw(
+        b"](" + encode(call.function) + b"q\x01" + arguments + b"q\x02R" + b"h\x01h\x02R" * times + b"e"
+    )
+
+
+def test_copies_of_copies(tmp_path):
+    # Tens of thousands of entries copied as often.
+    for call in (
+        Call(Global("torch", "Size"), (Raw(b"](" + b"N" * 2**16 + b"e"),)),
+        Call(Global("collections", "OrderedDict"), (Raw(b"](" + b")" * 2**16 + b"e"),)),
+    ):
+        _refused(tmp_path, _legacy_bytes(_repeated(call, 30_000), {}), "damaged")
+    state = encode(ORDERED_DICT) + b"q\x01" + encode({str(i): i for i in range(5_000)}) + b"q\x02b"
+    _refused(tmp_path, _legacy_bytes(Raw(state + b"h\x02b" * 30_000), {}), "copied over and over")
+
+
+def test_names_that_swell(tmp_path):
+    array = np.ones(1, np.float32)
+    tensor = _contiguous(array, "0", legacy=True)
+    for name in ("a" * 1001, "a\nb", "\x1b[2J"):
+        _refused(tmp_path, _legacy_bytes({name: tensor}, {"0": array}), "holds the absurd name")
+        _refused(tmp_path, _legacy_bytes({name: {"b": tensor}}, {"0": array}), "holds the absurd name")
+
+
+def test_messages_stay_short_and_print(tmp_path):
+    evil = Raw(b"c" + b"x" * 5000 + b"\x1b[2J\nf\n")
+    for root in (evil, {"w": Raw(b"X" + struct.pack("<I", 5000) + b"\xff" * 5000)}):
+        with pytest.raises(WeightFileError) as error:
+            _read(tmp_path, _legacy_bytes(root, {}))
+        assert len(str(error.value)) < 600 + len(str(tmp_path))
+        assert str(error.value).isprintable()
+
+
+def test_numbers_beyond_64_bits(tmp_path):
+    array = np.ones(4, np.float32)
+    huge = 1 << 1000
+    for tensor in (
+        _tensor(_storage("0", 4), (huge,), (1,)),
+        _tensor(_storage("0", 4), (1,), (huge,)),
+        _tensor(_storage("0", 4), (1,), (1,), huge),
+        _tensor(_storage("0", huge), (1,), (1,)),
+    ):
+        _refused(tmp_path, _legacy_bytes({"w": tensor}, {"0": array}), "cannot be")
+
+
+def test_instances_of_classes_are_refused(tmp_path):
+    for opcodes in (
+        b"(icollections\nOrderedDict\n",
+        b"(ccollections\nOrderedDict\no",
+        b"ctorch\nSize\n)\x81",
+    ):
+        _refused(tmp_path, _legacy_bytes({"w": Raw(opcodes)}, {}), "damaged")
+
+
 def test_endless_dictionaries(tmp_path):
     # Each level names the one inside it under two keys: 2^40 leaves from a few hundred bytes.
     levels = b"}q\x00"
