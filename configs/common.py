@@ -77,6 +77,8 @@ def scenes_data(*, noise_scale: float) -> dict:
         root="",
         train_split="train",
         eval_split="validation",
+        calibration_split="calibration",
+        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
         short_side=192,
         long_side=192,
         canvases=((192, 192),),
@@ -84,6 +86,7 @@ def scenes_data(*, noise_scale: float) -> dict:
         flip=True,
         scale_jitter=(1.0, 1.0),
         num_threads=2,
+        on_bad_record="stop",  # or skip: images that are at fault or unreadable
         noise_scale=noise_scale,
         num_images=dict(train=4000, validation=500, calibration=500, test=500),
     )
@@ -103,6 +106,8 @@ def coco_data(
         root="",
         train_split=splits[0],
         eval_split=splits[1],
+        calibration_split="",  # neither trained on nor reported; used where hold_out is 0
+        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
         short_side=size[0],
         long_side=size[1],
         canvases=CANVASES[size],
@@ -110,6 +115,7 @@ def coco_data(
         flip=True,
         scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
         num_threads=8,
+        on_bad_record="stop",  # or skip: images that are at fault or unreadable
         mask_size=mask_size,
         # train2017 has two boxes of height 0.
         skip_empty_boxes=True,
@@ -124,6 +130,8 @@ def voc_data(*, multi_scale: bool) -> dict:
         root="",
         train_split="2007_trainval",
         eval_split="2007_test",
+        calibration_split="",  # neither trained on nor reported; used where hold_out is 0
+        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
         short_side=size[0],
         long_side=size[1],
         canvases=CANVASES[size],
@@ -131,6 +139,7 @@ def voc_data(*, multi_scale: bool) -> dict:
         flip=True,
         scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
         num_threads=8,
+        on_bad_record="stop",  # or skip: images that are at fault or unreadable
     )
 
 
@@ -146,6 +155,51 @@ def train(
         log_every=log_every,
         eval_every=0,
         keep_checkpoints=2,
+        keep_best="",  # a number of the evaluations, such as "AP", whose best checkpoint is kept beside the last ones
+        early_stopping_patience=0,  # end after so many evaluations without a better keep_best; 0 for never
+        # Batches to an update of the parameters. All steps here count batches; the learning rate follows the updates,
+        # for which warm-up, decay and the scaling by batch_size * accumulate_steps are meant.
+        accumulate_steps=1,
+        on_nonfinite="stop",  # or skip: steps whose loss or gradient is not finite
+        profile_steps=(),  # the first and last step to write a trace of
+    )
+
+
+def evaluation(*, batch_size: int) -> dict:
+    """The evaluation; `batch_size` is global."""
+    return dict(
+        batch_size=batch_size,
+        checkpoint="last",  # or best, by config.train.keep_best: what --mode=eval reads
+        num_pictures=4,  # images that TensorBoard shows with their detections
+    )
+
+
+def predict() -> dict:
+    """Photographs for `--mode=predict`."""
+    return dict(
+        input="",  # an image, a folder of images, or a glob
+        output="",  # a folder; by default predict in the workdir
+        draw=True,  # write pictures, of ...
+        max_pictures=200,  # ... so many images at most, ...
+        score_threshold=0.5,  # ... with the objects from this score on
+    )
+
+
+def calibrate() -> dict:
+    """The fit of `--mode=calibrate`."""
+    return dict(
+        method="coverage",  # 68.27 % of the labels within one std; or likelihood, whose std is the RMS of the errors
+    )
+
+
+def export() -> dict:
+    """The files of `--mode=export`."""
+    return dict(
+        output="",  # a folder; by default export/<step> in the workdir
+        platforms=("cpu", "cuda", "tpu"),  # that the programs run on; rocm is another
+        canvas=(),  # height and width of the only one, in place of those of config.data
+        batch_size=1,  # images that a program takes
+        weights_dtype="float32",  # of the weights file, or float16
     )
 
 
@@ -174,14 +228,31 @@ def iou_head(*, enabled: bool, features: int, batch_size_per_image: int, loss_we
     )
 
 
+# Whether to read and post-process the weights of the KL-Loss release as its own code does, see
+# docs/legacy.md.
+LEGACY = {"none": False, "detectron": True}
+
+
 def postprocess(
-    *, loss: str, suppression: str, voting: str, pre_nms_topk: int, detections_per_image: int
+    *,
+    loss: str,
+    suppression: str,
+    voting: str,
+    pre_nms_topk: int,
+    detections_per_image: int,
+    legacy: bool = False,
 ) -> dict:
-    """Post-processing, by the names of `PostprocessSettings`; voting by variance is the default where there is one."""
+    """Post-processing, by the names of `PostprocessSettings`; voting by variance is the default where there is one.
+
+    `legacy` is that of the KL-Loss release.
+    """
     return dict(
         suppression=suppression,
         voting=voting or ("none" if loss in ("smooth_l1", "l1") else "variance"),
-        sigma_t=0.02,
+        sigma_t=0.01 if legacy else 0.02,
+        voters="remaining" if legacy else "all",
+        voting_iou_floor=0.01 if legacy else 0.0,
+        variance_order="detectron" if legacy else "corners",
         voting_variance="average",
         box_voting_threshold=0.5,
         wbf_threshold=0.55,
@@ -198,4 +269,5 @@ def postprocess(
         score_by_iou=False,
         pre_nms_topk=pre_nms_topk,
         detections_per_image=detections_per_image,
+        plus_one_widths=legacy,
     )

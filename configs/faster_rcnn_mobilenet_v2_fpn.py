@@ -32,10 +32,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         flip=True,
         scale_jitter=(1.0, 1.0),
         num_threads=2,
+        on_bad_record="stop",  # or skip: images that are at fault or unreadable
     )
     config.model = dict(
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(name="mobilenet_v2"),
@@ -101,7 +103,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         frozen=("backbone/stem", "backbone/block_1", "backbone/block_2", "backbone/block_3"),
     )
     config.train = common.train(batch_size=8, num_epochs=12.0, save_every=56, log_every=10)
-    config.evaluation = dict(batch_size=8)
+    config.evaluation = common.evaluation(batch_size=8)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss=variant["loss"],
         suppression=variant["suppression"],

@@ -19,6 +19,7 @@ fair baseline is `loss=smooth_l1` with the same start and schedule.
     init        imagenet or detector; from imagenet RoIAlign is the aligned one, Detectron's is not
     weights     detectron (R-50.pkl, R-101.pkl of MSRA) or torchvision (its ImageNet .pth); sets pixels and strides
     depth       50 or 101
+    legacy      none, or detectron: the habits of the released code, for its weights (docs/legacy.md)
     batch_size  of all devices together; the number of steps and the learning rate follow it
 
 From Detectron: everything but what is marked as ours. Ours besides: proposals of one image are ranked alone (2000 in
@@ -52,10 +53,12 @@ def resnet_fpn(arg: str | None, *, masks: bool) -> ml_collections.ConfigDict:
         init="imagenet",
         weights="detectron",
         multi_scale=False,
+        legacy="none",
         batch_size=16,
     )
     from_detector = common.choose({"imagenet": False, "detector": True}, variant, "init")
     pixel_mean, pixel_std, stride_in_1x1 = common.choose(common.IMAGENET_WEIGHTS, variant, "weights")
+    legacy = common.choose(common.LEGACY, variant, "legacy")
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = common.coco_data(
@@ -70,11 +73,13 @@ def resnet_fpn(arg: str | None, *, masks: bool) -> ml_collections.ConfigDict:
         sampling_ratio=2,
         canonical_box_size=224.0,
         canonical_level=4,
-        aligned=not from_detector,
+        aligned=not (from_detector or legacy),
+        plus_one_widths=legacy,
     )
     config.model = dict(
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=from_detector,
         backbone=dict(
@@ -95,6 +100,8 @@ def resnet_fpn(arg: str | None, *, masks: bool) -> ml_collections.ConfigDict:
             iou_thresholds=(0.3, 0.7),
             batch_size_per_image=256,
             positive_fraction=0.5,
+            box_coder="corner" if legacy else "center",
+            plus_one_widths=legacy,
         ),
         roi_heads=dict(
             box_coder="corner",
@@ -143,12 +150,16 @@ def resnet_fpn(arg: str | None, *, masks: bool) -> ml_collections.ConfigDict:
         save_every=5000,
         log_every=20,
     )
-    config.evaluation = dict(batch_size=8)
+    config.evaluation = common.evaluation(batch_size=8)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss=variant["loss"],
         suppression=variant["suppression"],
         voting=variant["voting"],
         pre_nms_topk=2000,
         detections_per_image=100,
+        legacy=legacy,
     )
     return config

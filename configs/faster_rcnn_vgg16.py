@@ -10,6 +10,7 @@ of the full method 71.6 (a public result listing). Ours: not run yet. Hardware o
 
     data        coco or voc (trainval and test of 2007)
     weights     detectron (VGG16.pkl, made from Caffe's) or torchvision (its ImageNet .pth); sets the pixels
+    legacy      none, or detectron: the habits of the released code, for its weights (docs/legacy.md)
     batch_size  of all devices together; the number of steps and the learning rate follow it
 
 From py-faster-rcnn's end-to-end training: 490k steps of 2 images on COCO (70k on VOC), a tenth of the rate after 5/7 of
@@ -43,10 +44,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         data="coco",
         weights="detectron",
         multi_scale=False,
+        legacy="none",
         batch_size=8,
     )
     images, anchor_sizes = common.choose(SETS, variant, "data")
     pixel_mean, pixel_std, _ = common.choose(common.IMAGENET_WEIGHTS, variant, "weights")
+    legacy = common.choose(common.LEGACY, variant, "legacy")
     config = ml_collections.ConfigDict()
     config.seed = 0
     if variant["data"] == "coco":
@@ -55,10 +58,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         )
     else:
         config.data = common.voc_data(multi_scale=variant["multi_scale"])
-    pooler = dict(method="max", levels=(4,), resolution=7)
+    pooler = dict(method="max", levels=(4,), resolution=7, plus_one_widths=legacy)
     config.model = dict(
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(name="vgg16"),
@@ -76,6 +80,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
             iou_thresholds=(0.3, 0.7),
             batch_size_per_image=256,
             positive_fraction=0.5,
+            box_coder="corner" if legacy else "center",
+            plus_one_widths=legacy,
         ),
         roi_heads=dict(
             box_coder="corner",
@@ -118,13 +124,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         save_every=2500,
         log_every=20,
     )
-    config.evaluation = dict(batch_size=8)
+    config.evaluation = common.evaluation(batch_size=8)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss=variant["loss"],
         suppression=variant["suppression"],
         voting=variant["voting"],
         pre_nms_topk=2000,
         detections_per_image=100,
+        legacy=legacy,
     )
     config.postprocess.nms_threshold = 0.3
     return config

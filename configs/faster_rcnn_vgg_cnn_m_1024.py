@@ -37,6 +37,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = dict(
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(name="vgg_cnn_m_1024"),
@@ -94,7 +95,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         save_every=2500,
         log_every=20,
     )
-    config.evaluation = dict(batch_size=8)
+    config.evaluation = common.evaluation(batch_size=8)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss=variant["loss"],
         suppression=variant["suppression"],

@@ -22,6 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = dict(
         box_loss=variant["loss"],
         box_loss_settings=common.box_loss_settings(),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(
@@ -93,7 +94,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         frozen=(),
     )
     config.train = common.train(batch_size=8, num_epochs=6.25, save_every=250, log_every=25)
-    config.evaluation = dict(batch_size=20)
+    config.evaluation = common.evaluation(batch_size=20)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss=variant["loss"],
         suppression=variant["suppression"],

@@ -40,6 +40,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     config.model = dict(
         box_loss="smooth_l1",
         box_loss_settings=common.box_loss_settings() | dict(smooth_l1_beta=1.0 / 9.0),
+        dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(name="bottleneck_resnet", stage_blocks=(3, 4, 6, 3), stride_in_1x1=False),
@@ -92,7 +93,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         frozen=("backbone/stem", "backbone/res2_0", "backbone/res2_1", "backbone/res2_2"),
     )
     config.train = common.train(batch_size=16, num_epochs=26.0, save_every=1000, log_every=50)
-    config.evaluation = dict(batch_size=8)
+    config.evaluation = common.evaluation(batch_size=8)
+    config.predict = common.predict()
+    config.calibrate = common.calibrate()
+    config.export = common.export()
     config.postprocess = common.postprocess(
         loss="smooth_l1",
         suppression="hard",

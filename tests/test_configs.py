@@ -283,6 +283,7 @@ def test_every_photograph_fits_a_canvas(family):
         ("faster_rcnn_vgg16", "data=kitti", r"data='kitti' is unknown; choose one of coco, voc"),
         ("faster_rcnn_vgg16", "weights=caffe", r"weights='caffe' is unknown; choose one of detectron, torch"),
         ("faster_rcnn_vgg_cnn_m_1024", "batch_size=0", r"batch_size=0: write a positive number"),
+        ("faster_rcnn_vgg16", "legacy=caffe", r"legacy='caffe' is unknown; choose one of none, detectron"),
     ],
 )
 def test_an_unknown_choice_is_refused(family, arg, message):
@@ -312,3 +313,51 @@ def test_values_take_the_type_of_their_default():
 def test_a_value_of_the_wrong_type_is_refused(arg, message):
     with pytest.raises(ValueError, match=message):
         common.parse_arg(arg, count=1, rate=0.5, flag=False)
+
+
+LEGACY_FAMILIES = ("faster_rcnn_resnet50_fpn", "faster_rcnn_resnet50_c4", "faster_rcnn_vgg16")
+
+
+@pytest.mark.parametrize("family", LEGACY_FAMILIES)
+def test_the_habits_of_the_released_code(family):
+    config = get_config(family, "legacy=detectron,suppression=hard")
+    settings = PostprocessSettings(**config.postprocess)
+    wanted = {
+        "suppression": "hard",
+        "voting": "variance",
+        "sigma_t": 0.01,
+        "voters": "remaining",
+        "voting_iou_floor": 0.01,
+        "variance_order": "detectron",
+        "soft_nms_min_score": 0.001,
+        "plus_one_widths": True,
+    }
+    assert {name: getattr(settings, name) for name in wanted} == wanted
+    model = build_model(config.model, num_classes=80)
+    pooler = model.roi_heads.box_pooler
+    assert model.rpn.plus_one_widths
+    assert pooler.plus_one_widths
+    assert pooler.method == "max" or not pooler.aligned
+    # Without the argument nothing of it is left, and what it sets is all that differs.
+    plain, none = get_config(family, "suppression=hard"), get_config(family, "suppression=hard,legacy=none")
+    assert plain.to_dict() == none.to_dict()
+    changed = {name for name, value in config.postprocess.items() if plain.postprocess[name] != value}
+    assert changed == set(wanted) - {"suppression", "voting", "soft_nms_min_score"}
+    default = PostprocessSettings()
+    assert {name: plain.postprocess[name] for name in changed} == {
+        name: getattr(default, name) for name in changed
+    }
+
+
+@pytest.mark.parametrize("family", LEGACY_FAMILIES)
+def test_the_released_weights_suit_the_released_codes_habits(family):
+    backbone = "conv1_1_w" if "vgg" in family else "res2_0_branch2a_w"
+    state = dict.fromkeys((backbone, "cls_score_w", "bbox_pred_std_w"), TENSOR)
+    released = detectron_names.provenance(state, config="XYXY: True")
+    config = get_config(family, "legacy=detectron")
+    check_provenance(config.model, released)
+    model = build_model(config.model, num_classes=80)
+    assert model.rpn.box_coder == released.rpn_box_coder
+    assert model.roi_heads.box_coder == released.box_coder
+    assert released.plus_one_widths
+    assert not config.model.init_partial

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.structures import BoxPredictions
@@ -12,19 +13,26 @@ class BoxHead(nn.Module):
 
     Attributes:
         features: width of each layer.
+        dtype: dtype of the arithmetic; None is that of input and params together.
     """
 
     features: int = 1024
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "n s s c"]) -> Float[Array, "n f"]:
         x = pooled.reshape(pooled.shape[0], -1)
-        x = nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_uniform(), name="fc1")(x))
-        return nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.he_uniform(), name="fc2")(x))
+        for name in ("fc1", "fc2"):
+            init = nn.initializers.he_uniform()
+            x = nn.relu(nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name=name)(x))
+        return x
 
 
 class BoxPredictor(nn.Module):
     """Linear layers for the class, the corner offsets and, for a probabilistic loss, their log variances.
+
+    The products are float32, whatever the dtype of the features: bfloat16 has eight bits, and scores that are
+    ranked would have ties.
 
     Attributes:
         num_classes: K, without the background.
@@ -43,12 +51,13 @@ class BoxPredictor(nn.Module):
         normal = nn.initializers.normal
 
         def boxes(name, stddev):
-            rows = nn.Dense(num_boxes * 4, kernel_init=normal(stddev), name=name)(x)
-            return rows.reshape(-1, num_boxes, 4).astype(jnp.float32)
+            rows = nn.Dense(num_boxes * 4, kernel_init=normal(stddev), dtype=jnp.float32, name=name)(x)
+            return rows.reshape(-1, num_boxes, 4)
 
-        logits = nn.Dense(self.num_classes + 1, kernel_init=normal(0.01), name="cls_score")(x)
+        classes = self.num_classes + 1
+        logits = nn.Dense(classes, kernel_init=normal(0.01), dtype=jnp.float32, name="cls_score")(x)
         return BoxPredictions(
-            class_logits=logits.astype(jnp.float32),
+            class_logits=logits,
             box_deltas=boxes("bbox_pred", 0.001),
             box_log_vars=boxes("bbox_log_var", 0.0001) if self.predict_log_vars else None,
         )

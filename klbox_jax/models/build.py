@@ -3,6 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.models.bottleneck_resnet import BottleneckResNet, Res5Head
@@ -27,6 +29,7 @@ BACKBONES: dict[str, type[nn.Module]] = {
     "vgg_cnn_m_1024": VGGCNNM1024,
 }
 BOX_HEADS: dict[str, type[nn.Module]] = {"two_mlp": BoxHead, "res5": Res5Head, "vgg": VGGBoxHead}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 BOX_CODERS = {"corner": CornerBoxCoder, "center": CenterBoxCoder}
 
 
@@ -41,29 +44,33 @@ def _choose(choices: dict, key: str, field: str):
 def build_model(config: Any, *, num_classes: int) -> GeneralizedRCNN:
     """Returns the detector that `config` (a `config.model`) describes, for `num_classes` classes.
 
+    Backbone, pyramid and heads compute in `config.dtype`. Parameters, statistics of norms, what the heads
+    answer, boxes and losses are float32 either way.
+
     Raises:
         ValueError: a field names something unknown, or asks for variances of a coder that has none.
     """
     backbone = config.backbone.to_dict()
+    dtype = _choose(DTYPES, config.dtype, "dtype")
     return GeneralizedRCNN(
-        backbone=_choose(BACKBONES, backbone.pop("name"), "backbone.name")(**backbone),
-        fpn=FPN(**config.fpn) if config.fpn else None,
-        rpn=_build_rpn(config),
-        roi_heads=_build_roi_heads(config, num_classes=num_classes),
+        backbone=_choose(BACKBONES, backbone.pop("name"), "backbone.name")(**backbone, dtype=dtype),
+        fpn=FPN(**config.fpn, dtype=dtype) if config.fpn else None,
+        rpn=_build_rpn(config, dtype),
+        roi_heads=_build_roi_heads(config, dtype, num_classes=num_classes),
         pixel_mean=config.pixel_mean,
         pixel_std=config.pixel_std,
     )
 
 
-def _build_rpn(config: Any) -> RPN:
+def _build_rpn(config: Any, dtype: DTypeLike) -> RPN:
     fields = config.rpn.to_dict()
     if "box_coder" in fields:
         coder = _choose(BOX_CODERS, fields["box_coder"], "rpn.box_coder")
         fields["box_coder"] = coder(weights=(1.0, 1.0, 1.0, 1.0))
-    return RPN(**fields)
+    return RPN(**fields, dtype=dtype)
 
 
-def _build_roi_heads(config: Any, *, num_classes: int) -> RoIHeads:
+def _build_roi_heads(config: Any, dtype: DTypeLike, *, num_classes: int) -> RoIHeads:
     fields = config.roi_heads.to_dict()
     coder_name = fields.pop("box_coder")
     coder = _choose(BOX_CODERS, coder_name, "roi_heads.box_coder")
@@ -78,14 +85,17 @@ def _build_roi_heads(config: Any, *, num_classes: int) -> RoIHeads:
         mask_head = config.mask_head.to_dict()
         del mask_head["enabled"]
         fields |= {
-            "mask_head": MaskHead(num_classes=num_classes, **mask_head),
+            "mask_head": MaskHead(num_classes=num_classes, **mask_head, dtype=dtype),
             "mask_pooler": RoIPooler(**config.mask_pooler),
         }
     iou = config.iou_head
     if iou.enabled:
         fields |= {
             "iou_head": IoUHead(
-                num_classes=num_classes, class_agnostic=fields["class_agnostic"], features=iou.features
+                num_classes=num_classes,
+                class_agnostic=fields["class_agnostic"],
+                features=iou.features,
+                dtype=dtype,
             ),
             # The pyramid levels of the box head, pooled so that the result is smooth in the box.
             "iou_pooler": RoIPooler(**(config.box_pooler.to_dict() | {"method": "precise"})),
@@ -96,7 +106,7 @@ def _build_roi_heads(config: Any, *, num_classes: int) -> RoIHeads:
         num_classes=num_classes,
         box_loss=box_loss,
         box_pooler=RoIPooler(**config.box_pooler),
-        box_head=_choose(BOX_HEADS, box_head.pop("name"), "box_head.name")(**box_head),
+        box_head=_choose(BOX_HEADS, box_head.pop("name"), "box_head.name")(**box_head, dtype=dtype),
         box_coder=coder(weights=fields.pop("box_coder_weights")),
         **fields,
     )

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
@@ -22,11 +23,13 @@ class FPN(nn.Module):
         levels: the backbone stages that are joined, finest first; level `l` has stride `2 ** l`.
         extra_levels: coarser levels made from the last one by taking each second cell (detectron2's
             `LastLevelMaxPool`).
+        dtype: dtype of the convolutions; None is that of input and params together.
     """
 
     features: int = 256
     levels: tuple[int, ...] = (2, 3, 4, 5)
     extra_levels: int = 1
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -38,12 +41,12 @@ class FPN(nn.Module):
         # No rectifier follows: unit gain (detectron2's `c2_xavier_fill`), else each sum doubles the variance.
         init = nn.initializers.lecun_normal()
         for level in reversed(self.levels):
-            lateral = Conv(self.features, kernel_size=1, kernel_init=init, name=f"fpn_lateral{level}")(
-                stages[f"res{level}"]
-            )
+            lateral = Conv(
+                self.features, kernel_size=1, kernel_init=init, dtype=self.dtype, name=f"fpn_lateral{level}"
+            )(stages[f"res{level}"])
             top = lateral if top is None else lateral + upsample_to(top, *lateral.shape[1:3])
             outputs[f"p{level}"] = Conv(
-                self.features, kernel_size=3, kernel_init=init, name=f"fpn_output{level}"
+                self.features, kernel_size=3, kernel_init=init, dtype=self.dtype, name=f"fpn_output{level}"
             )(top)
         last = self.levels[-1]
         for level in range(last + 1, last + 1 + self.extra_levels):

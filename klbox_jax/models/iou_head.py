@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.losses.box_regression import smooth_l1
@@ -15,18 +16,20 @@ class IoUHead(nn.Module):
         num_classes: K, without the background.
         class_agnostic: one number for all classes instead of one for each.
         features: width of the two layers of the `BoxHead`.
+        dtype: dtype of the `BoxHead`; the last product is float32.
     """
 
     num_classes: int
     class_agnostic: bool
     features: int = 1024
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, pooled: Float[Array, "n s s c"]) -> Float[Array, "n Kb"]:
-        x = BoxHead(self.features, name="box_head")(pooled)
+        x = BoxHead(self.features, self.dtype, name="box_head")(pooled)
         num_outputs = 1 if self.class_agnostic else self.num_classes
-        logits = nn.Dense(num_outputs, kernel_init=nn.initializers.normal(0.01), name="iou_pred")(x)
-        return logits.astype(jnp.float32)
+        normal = nn.initializers.normal(0.01)
+        return nn.Dense(num_outputs, kernel_init=normal, dtype=jnp.float32, name="iou_pred")(x)
 
 
 def normalize_iou(iou: Float[Array, "..."]) -> Float[Array, "..."]:

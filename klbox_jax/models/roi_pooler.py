@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.ops.precise_roi_pooling import multilevel_precise_roi_pool
@@ -23,6 +24,8 @@ class RoIPooler:
         sampling_ratio: of `align`: samples along each side of a bin.
         canonical_box_size, canonical_level: a box of that side in pixels is pooled from that level.
         aligned: of `align` and `precise`: cell `i` of a map has its centre at `(i + 0.5) * stride`.
+        plus_one_widths: pool up to the start of a box's last pixel, as Detectron does: a region one pixel shorter
+            than the box, whose sides still choose the level; see `PostprocessSettings`.
 
     Raises:
         ValueError: naming the field.
@@ -35,6 +38,7 @@ class RoIPooler:
     canonical_box_size: float = 224.0
     canonical_level: int = 4
     aligned: bool = True
+    plus_one_widths: bool = False
 
     def __post_init__(self):
         if self.method not in POOLING_METHODS:
@@ -52,8 +56,10 @@ class RoIPooler:
         """Returns one image's pooled RoIs; `boxes` are in pixels of the canvas."""
         maps = [pyramid[f"p{level}"] for level in self.levels]
         strides = [2**level for level in self.levels]
+        trim = 1.0 if self.plus_one_widths else 0.0
         if self.method == "max":
-            return roi_max_pool(maps[0], boxes, output_size=self.resolution, spatial_scale=1.0 / strides[0])
+            regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
+            return roi_max_pool(maps[0], regions, output_size=self.resolution, spatial_scale=1.0 / strides[0])
         placement = {
             "strides": strides,
             "output_size": self.resolution,
@@ -61,6 +67,7 @@ class RoIPooler:
             "canonical_box_size": self.canonical_box_size,
             "canonical_level": self.canonical_level,
             "aligned": self.aligned,
+            "trim": trim,
         }
         if self.method == "precise":
             return multilevel_precise_roi_pool(maps, boxes, **placement)

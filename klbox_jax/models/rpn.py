@@ -3,10 +3,13 @@
 Ren et al., NeurIPS 2015, section 3.1.
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from klbox_jax.losses.box_regression import smooth_l1
@@ -43,16 +46,20 @@ class RPNHead(nn.Module):
     Attributes:
         features: channels of the 3x3 convolution.
         num_anchors: anchors in each cell.
+        dtype: dtype of the 3x3 convolution; None is that of input and params together. The 1x1 convolutions
+            are float32: among so many anchors, bfloat16 scores would be full of ties.
     """
 
     features: int
     num_anchors: int
+    dtype: DTypeLike | None = None
 
     def setup(self):
         normal = nn.initializers.normal(0.01)
-        self.conv = Conv(self.features, kernel_size=3, kernel_init=normal)
-        self.objectness_logits = Conv(self.num_anchors, kernel_size=1, kernel_init=normal)
-        self.anchor_deltas = Conv(self.num_anchors * 4, kernel_size=1, kernel_init=normal)
+        self.conv = Conv(self.features, kernel_size=3, kernel_init=normal, dtype=self.dtype)
+        last = functools.partial(Conv, kernel_size=1, kernel_init=normal, dtype=jnp.float32)
+        self.objectness_logits = last(self.num_anchors)
+        self.anchor_deltas = last(self.num_anchors * 4)
 
     def __call__(
         self, features: Float[Array, "b h w c"]
@@ -60,9 +67,7 @@ class RPNHead(nn.Module):
         """Returns the logits and the deltas of one level."""
         hidden = nn.relu(self.conv(features))
         b = features.shape[0]
-        logits = self.objectness_logits(hidden).reshape(b, -1)
-        deltas = self.anchor_deltas(hidden).reshape(b, -1, 4)
-        return logits.astype(jnp.float32), deltas.astype(jnp.float32)
+        return self.objectness_logits(hidden).reshape(b, -1), self.anchor_deltas(hidden).reshape(b, -1, 4)
 
 
 class RPN(nn.Module):
@@ -85,6 +90,9 @@ class RPN(nn.Module):
         batch_size_per_image: anchors sampled for the losses.
         positive_fraction: at most this share of them is positive.
         smooth_l1_beta: where the box loss turns from quadratic to linear, in coded units.
+        dtype: dtype of the head's 3x3 convolution; logits, boxes and losses are float32.
+        plus_one_widths: a proposal beside the image keeps its nearest pixel, as in Detectron; see
+            `PostprocessSettings`.
     """
 
     features: int
@@ -102,9 +110,11 @@ class RPN(nn.Module):
     batch_size_per_image: int = 256
     positive_fraction: float = 0.5
     smooth_l1_beta: float = 1.0 / 9.0
+    dtype: DTypeLike | None = None
+    plus_one_widths: bool = False
 
     def setup(self):
-        self.head = RPNHead(self.features, len(self.anchor_sizes[0]) * len(self.aspect_ratios))
+        self.head = RPNHead(self.features, len(self.anchor_sizes[0]) * len(self.aspect_ratios), self.dtype)
 
     def __call__(self, pyramid: dict[str, Float[Array, "b _h _w c"]], canvas: tuple[int, int]) -> RPNOutputs:
         """Runs the head on every level; `canvas` is the height and width of the padded images."""
@@ -137,6 +147,7 @@ class RPN(nn.Module):
                 post_nms_topk=post_nms_topk,
                 nms_threshold=self.nms_threshold,
                 min_size=self.min_size,
+                plus_one_widths=self.plus_one_widths,
             )
 
         outputs = jax.lax.stop_gradient(outputs)
@@ -189,15 +200,17 @@ def generate_proposals(
     post_nms_topk: int,
     nms_threshold: float,
     min_size: float = 0.0,
+    plus_one_widths: bool = False,
 ) -> Proposals:
     """Turns one image's anchors into proposals: best of each level, decode, clip, drop small, NMS, best of all.
 
     Agrees with detectron2's `find_top_rpn_proposals`, but for the fixed number of slots.
     """
+    pixel = jnp.ones(2) if plus_one_widths else None
     level_boxes, level_logits, level_valid = [], [], []
     for logits, deltas, level_anchors in zip(objectness_logits, anchor_deltas, anchors, strict=True):
         top_logits, top = jax.lax.top_k(logits, min(pre_nms_topk, logits.shape[0]))
-        boxes = clip_to_image(box_coder.decode(deltas[top], level_anchors[top]), image_size)
+        boxes = clip_to_image(box_coder.decode(deltas[top], level_anchors[top]), image_size, pixel=pixel)
         kept = hard_nms(boxes, top_logits, is_nonempty(boxes, min_size=min_size), iou_threshold=nms_threshold)
         level_boxes.append(boxes[kept.indices])
         level_logits.append(top_logits[kept.indices])

@@ -94,10 +94,12 @@ class VGGBoxHead(nn.Module):
     Attributes:
         features: width of `fc6` and `fc7`: (4096, 4096) for VGG-16, (4096, 1024) for VGG-CNN-M-1024.
         dropout_rate: share of each layer's outputs that training drops; py-faster-rcnn has 0.5.
+        dtype: dtype of the arithmetic; None is that of input and params together.
     """
 
     features: tuple[int, int] = (4096, 4096)
     dropout_rate: float = 0.5
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -111,8 +113,8 @@ class VGGBoxHead(nn.Module):
         """
         x = pooled.reshape(pooled.shape[0], -1)
         for number, features in enumerate(self.features, start=6):
-            x = nn.Dense(features, kernel_init=nn.initializers.he_uniform(), name=f"fc{number}")(x)
-            x = nn.relu(x)
+            init = nn.initializers.he_uniform()
+            x = nn.relu(nn.Dense(features, kernel_init=init, dtype=self.dtype, name=f"fc{number}")(x))
             if key is not None:
                 x = dropout(x, jax.random.fold_in(key, number), rate=self.dropout_rate)
         return x

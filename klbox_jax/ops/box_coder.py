@@ -2,6 +2,9 @@
 
 A coder is a static, hashable value. All arrays carry any leading axes, which broadcast: the deltas of a head
 with one box per class, [R, K, 4], are decoded against references of shape [R, 1, 4].
+
+Detectron's coders count whole pixels, and a box from x1 to x2 is x2 - x1 + 1 wide. With every x2 and y2 moved to the
+end of its pixel, 1 further, their offsets are the ones here.
 """
 
 import dataclasses

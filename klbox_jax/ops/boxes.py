@@ -1,8 +1,9 @@
 """Areas, overlaps and clipping of boxes.
 
-Boxes are `x1, y1, x2, y2` with continuous edges: the width is x2 - x1, nothing is added to it. A box whose
-edges are reversed counts as empty. The IoU here is the only one of the compiled code; `evaluation/matching.py`
-has one in float64, as pycocotools computes it.
+Boxes are `x1, y1, x2, y2` with continuous edges: the width is x2 - x1, nothing is added to it. Whole pixels from
+x1 to x2, which Detectron calls `x2 - x1 + 1` wide, are the box that ends at `x2 + 1`: areas and IoUs are then its
+own. A box whose edges are reversed counts as empty. The IoU here is the only one of the compiled code;
+`evaluation/matching.py` has one in float64, as pycocotools computes it.
 """
 
 import jax.numpy as jnp
@@ -35,12 +36,27 @@ def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array,
     return jnp.where(has_union, intersection / jnp.where(has_union, union, 1.0), 0.0)
 
 
-def clip_to_image(boxes: Float[Array, "n 4"], image_size: Int[Array, "2"]) -> Float[Array, "n 4"]:
-    """Moves edges that lie outside the image onto its border; `image_size` is height, width in pixels."""
+def clip_to_image(
+    boxes: Float[Array, "n 4"], image_size: Int[Array, "2"], *, pixel: Float[Array, "2"] | None = None
+) -> Float[Array, "n 4"]:
+    """Moves edges that lie outside the image onto its border.
+
+    Args:
+        boxes: in pixels.
+        image_size: height, width.
+        pixel: width and height of what is left of a box beside the image: its nearest pixel, in Detectron, which
+            clips the first and the last pixel of a box to `0 .. width - 1`. Nothing is left if None.
+    """
     height, width = image_size.astype(boxes.dtype)
     x1, y1, x2, y2 = boxes.T
+    pixel_x, pixel_y = (0, 0) if pixel is None else pixel
     return jnp.stack(
-        [jnp.clip(x1, 0, width), jnp.clip(y1, 0, height), jnp.clip(x2, 0, width), jnp.clip(y2, 0, height)],
+        [
+            jnp.clip(x1, 0, width - pixel_x),
+            jnp.clip(y1, 0, height - pixel_y),
+            jnp.clip(x2, pixel_x, width),
+            jnp.clip(y2, pixel_y, height),
+        ],
         axis=-1,
     )
 

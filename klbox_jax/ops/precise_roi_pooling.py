@@ -92,6 +92,7 @@ def multilevel_precise_roi_pool(
     canonical_box_size: float = 224.0,
     canonical_level: int = 4,
     aligned: bool = True,
+    trim: float = 0.0,
 ) -> Float[Array, "r s s c"]:
     """PrRoI pooling of each box from the pyramid level that fits its size; see `pool_from_levels`.
 
@@ -106,6 +107,7 @@ def multilevel_precise_roi_pool(
         min_level=min_level,
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
+        trim=trim,
     )
 
 

@@ -9,8 +9,12 @@ again instead of a scatter.
 import functools
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+# Numbers of the product with the rows that are held at once, of one image: 64 MiB in float32.
+MOST_BANDED = 2**24
 
 
 def interpolation_matrix(
@@ -78,9 +82,32 @@ def roi_align(
 def pool_with_matrices(
     features: Float[Array, "h w c"], rows: Float[Array, "r s h"], columns: Float[Array, "r s w"]
 ) -> Float[Array, "r s s c"]:
-    """The product `rows @ features @ columns^T` of each RoI, in the dtype of the features."""
-    h, w, c = features.shape
+    """The product `rows @ features @ columns^T` of each RoI, in the dtype of the features.
+
+    The product with the rows is as wide as the map, gigabytes for a thousand RoIs on the map of a photograph.
+    Where it has more than `MOST_BANDED` numbers, the RoIs go through in groups, one after the other, and what a
+    gradient needs of it is computed again.
+    """
     rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
+    count, output_size, _ = rows.shape
+    _, w, c = features.shape
+    groups = -(-count // max(1, MOST_BANDED // (output_size * w * c)))
+    if groups <= 1:
+        return _pool_at_once(features, rows, columns)
+    size = -(-count // groups)
+
+    def grouped(matrices):
+        # RoIs of zeros fill the last group.
+        padded = jnp.pad(matrices, ((0, groups * size - count), (0, 0), (0, 0)))
+        return padded.reshape(groups, size, *matrices.shape[1:])
+
+    pool = jax.checkpoint(_pool_at_once, prevent_cse=False)
+    pooled = jax.lax.map(lambda group: pool(features, *group), (grouped(rows), grouped(columns)))
+    return pooled.reshape(groups * size, output_size, output_size, c)[:count]
+
+
+def _pool_at_once(features, rows, columns):
+    h, w, c = features.shape
     output_size = rows.shape[1]
     # [r s, h] x [h, w c]: a single large product for all RoIs.
     banded = (rows.reshape(-1, h) @ features.reshape(h, w * c)).reshape(-1, output_size, w, c)
@@ -117,6 +144,7 @@ def multilevel_roi_align(
     canonical_box_size: float = 224.0,
     canonical_level: int = 4,
     aligned: bool = True,
+    trim: float = 0.0,
 ) -> Float[Array, "r s s c"]:
     """RoIAlign of each box from the pyramid level that fits its size; see `pool_from_levels`."""
     pool = functools.partial(
@@ -130,6 +158,7 @@ def multilevel_roi_align(
         min_level=min_level,
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
+        trim=trim,
     )
 
 
@@ -142,6 +171,7 @@ def pool_from_levels(
     min_level: int,
     canonical_box_size: float,
     canonical_level: int,
+    trim: float = 0.0,
 ) -> Float[Array, "r s s c"]:
     """Pools each box from the pyramid level that fits its size.
 
@@ -154,6 +184,7 @@ def pool_from_levels(
         boxes: RoIs in pixels of the canvas.
         strides: pixels per cell of each map.
         min_level, canonical_box_size, canonical_level: as in `assign_boxes_to_levels`.
+        trim: pixels by which the pooled region ends before the box that chose the level.
     """
     levels = assign_boxes_to_levels(
         boxes,
@@ -162,10 +193,11 @@ def pool_from_levels(
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
     )
+    regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
     return sum(
         pool(
             level_features,
-            boxes,
+            regions,
             spatial_scale=1.0 / stride,
             weights=(levels == index).astype(jnp.float32),
         )

@@ -48,6 +48,7 @@ def select_candidates(
     settings: PostprocessSettings,
     box_coder: CornerBoxCoder | CenterBoxCoder,
     variance_of: Callable[[Array], Array],
+    scale: Float[Array, "2"] | None = None,
 ) -> Candidates:
     """Returns the best pairs above the score threshold, best first; only these are decoded.
 
@@ -55,9 +56,10 @@ def select_candidates(
         predictions: the box head's outputs for each proposal.
         proposals: the boxes that the predictions refer to.
         image_size: true height and width; boxes are clipped to it.
-        settings: `score_threshold` and `pre_nms_topk` matter.
+        settings: `score_threshold`, `pre_nms_topk` and `plus_one_widths` matter.
         box_coder: how the offsets are coded.
         variance_of: log variances to the variances of the coded offsets.
+        scale: canvas pixels per file pixel, x and y, for `plus_one_widths`; 1 if None.
     """
     logits = predictions.class_logits.astype(jnp.float32)
     scores = jax.nn.softmax(logits, axis=-1)[:, :-1]
@@ -69,9 +71,13 @@ def select_candidates(
 
     # A class-agnostic head has one row for every class.
     row = classes if predictions.box_deltas.shape[1] > 1 else jnp.zeros_like(classes)
-    references = proposals.boxes[proposal_index]
+    references, pixel = proposals.boxes[proposal_index], None
+    if settings.plus_one_widths:
+        # Detectron scales the first and the last pixel to the file, and decodes there: the last one is the file's.
+        pixel = jnp.ones(2) if scale is None else scale
+        references = references + jnp.concatenate([jnp.zeros(2), pixel - 1.0])[None, :]
     deltas = predictions.box_deltas[proposal_index, row].astype(jnp.float32)
-    boxes = clip_to_image(box_coder.decode(deltas, references), image_size)
+    boxes = clip_to_image(box_coder.decode(deltas, references), image_size, pixel=pixel)
     valid = (scores >= 0) & is_nonempty(boxes, min_size=_MIN_SIZE)
 
     coded_variances = pixel_variances = None

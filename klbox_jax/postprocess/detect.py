@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from klbox_jax.losses.box_regression import kl_variance_of
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
@@ -32,16 +32,18 @@ def detect(
     box_coder: CornerBoxCoder | CenterBoxCoder,
     variance_of: Callable[[Array], Array] = kl_variance_of,
     predict_iou: Callable[[Array, Array], Array] | None = None,
+    scale: Float[Array, "2"] | None = None,
 ) -> Detections:
     """Turns the heads' outputs for one image into detections; `jax.vmap` for a batch.
 
     Softmax; the `pre_nms_topk` best (proposal, class) pairs above the score threshold; decode those and clip
     them to the image, dropping what is left empty; suppress; vote; refine.
 
-    Voters are all candidates of the class, those that suppression removed included. Variance voting weighs
-    them by the variance of the coded offset, as in the paper. Weighted boxes fusion makes its own clusters,
-    and the suppression runs over these. `box_stds` is in pixels of the canvas: without voting the detection's
-    own, with voting what `settings.voting_variance` says; refinement leaves it as it is.
+    Voters are all candidates of the class, those that suppression removed included, unless `settings.voters`
+    says otherwise. Variance voting weighs them by the variance of the coded offset, as in the paper. Weighted
+    boxes fusion makes its own clusters, and the suppression runs over these. `box_stds` is in pixels of the
+    canvas: without voting the detection's own, with voting what `settings.voting_variance` says; refinement
+    leaves it as it is.
 
     Args:
         predictions: the box head's outputs for each proposal, Kb = K or 1.
@@ -51,6 +53,7 @@ def detect(
         box_coder: how the offsets are coded.
         variance_of: what the head's log variances mean: `BoxLoss.variance_of` of the loss it was trained with.
         predict_iou: the IoU head: boxes `[n, 4]` and classes `[n]` to predicted IoUs `[n]`, or None.
+        scale: canvas pixels per file pixel, x and y, for `settings.plus_one_widths`; 1 if None.
 
     Returns:
         `settings.detections_per_image` slots, best first. Unused ones hold zeros.
@@ -73,6 +76,7 @@ def detect(
         settings=settings,
         box_coder=box_coder,
         variance_of=variance_of,
+        scale=scale,
     )
     if settings.voting == "wbf":
         candidates = fuse_candidates(candidates, settings=settings)
@@ -93,7 +97,7 @@ def detect(
             else None
         ),
     )
-    voted = vote(kept.indices, candidates, settings=settings)
+    voted = vote(kept.indices, candidates, settings=settings, turns=kept.turns)
     boxes, scores, classes = voted.boxes, kept.scores, candidates.classes[kept.indices]
     if settings.refine_steps:
         refined = refine_boxes(
@@ -121,13 +125,20 @@ def detect(
     return _best_first(found) if settings.score_by_iou else found
 
 
-def vote(kept: Int[Array, " D"], candidates: Candidates, *, settings: PostprocessSettings) -> VotingResult:
+def vote(
+    kept: Int[Array, " D"],
+    candidates: Candidates,
+    *,
+    settings: PostprocessSettings,
+    turns: Int[Array, " N"] | None = None,
+) -> VotingResult:
     """Returns the boxes of the kept candidates, averaged with their neighbours as the settings say.
 
     Args:
         kept: rows of the candidates.
         candidates: the voters; those of weighted boxes fusion are averages already.
         settings: `voting`, and the fields that belong to it.
+        turns: of `SuppressionResult`; `voters='remaining'` needs them.
 
     Returns:
         Boxes in pixels and variances in squared pixels, None for a head without variances.
@@ -152,24 +163,23 @@ def vote(kept: Int[Array, " D"], candidates: Candidates, *, settings: Postproces
         "kept_variances": variances,
         "variance_mode": settings.voting_variance,
     }
-    if settings.voting == "variance":
-        return variance_voting(
-            boxes,
-            classes,
-            candidates.boxes,
-            candidates.coded_variances,
-            **everyone,
-            sigma_t=settings.sigma_t,
+    if settings.voters == "remaining":
+        everyone["voters"] = jnp.arange(len(kept))[:, None] < turns[None, :]
+    if settings.voting == "box_voting":
+        threshold = settings.box_voting_threshold
+        return box_voting(
+            boxes, classes, candidates.boxes, candidates.scores, **everyone, iou_threshold=threshold
         )
+    everyone |= {"sigma_t": settings.sigma_t, "iou_floor": settings.voting_iou_floor}
     if settings.voting == "iou":
-        return iou_voting(boxes, classes, candidates.boxes, **everyone, sigma_t=settings.sigma_t)
-    by_score = iou_score_voting if settings.voting == "iou_score" else box_voting
-    width = (
-        {"sigma_t": settings.sigma_t}
-        if settings.voting == "iou_score"
-        else {"iou_threshold": settings.box_voting_threshold}
-    )
-    return by_score(boxes, classes, candidates.boxes, candidates.scores, **everyone, **width)
+        return iou_voting(boxes, classes, candidates.boxes, **everyone)
+    if settings.voting == "iou_score":
+        return iou_score_voting(boxes, classes, candidates.boxes, candidates.scores, **everyone)
+    weigh = candidates.coded_variances
+    if settings.variance_order == "detectron":
+        x1, y1, x2, y2 = weigh.T
+        weigh = jnp.stack([x1, x2, y1, y2], axis=-1)
+    return variance_voting(boxes, classes, candidates.boxes, weigh, **everyone)
 
 
 def _best_first(found: Detections) -> Detections:

@@ -7,18 +7,32 @@ from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS
 from klbox_jax.postprocess.voting import VARIANCE_MODES
 
 VOTING_METHODS = ("none", "variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
+VOTERS = ("all", "remaining")
+VARIANCE_ORDERS = ("corners", "detectron")
 _NEEDS_VARIANCES = ("variance", "bayes")
+# These make their own clusters, of all candidates.
+_OWN_CLUSTERS = ("wbf", "bayes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PostprocessSettings:
     """How detections are made from predictions; hashable, so it can be a static argument of `jax.jit`.
 
+    `voters`, `voting_iou_floor`, `variance_order` and `plus_one_widths` are for the weights of the KL-Loss release,
+    whose code (yihui-he/KL-Loss: `soft` in detectron/utils/py_cpu_nms.py, and detectron/core/test.py) differs there
+    from the paper. `legacy=detectron` of a config sets them all.
+
     Attributes:
         suppression: `hard`, `soft_linear`, `soft_gaussian`, or `iou_guided` with an IoU head.
         voting: `none`; `variance` (He et al. 2019) or `bayes` (BayesOD) for a head that predicts variances;
             `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head.
         sigma_t: width of the IoU weight in `variance`, `iou` and `iou_score`.
+        voters: `all` candidates of the class, as in the paper's Algorithm 1, or the `remaining` ones, as in the
+            release: those that the suppression has neither picked nor dropped before this pick.
+        voting_iou_floor: IoU above which a candidate votes in `variance`, `iou` and `iou_score`.
+        variance_order: `corners` divides each edge by its own variance in `variance`; `detectron` divides y1 by
+            that of x2 and x2 by that of y1, as the release does: its outputs are ordered x1, x2, y1, y2 and its
+            boxes x1, y1, x2, y2. `box_stds` are those of the edges all the same.
         voting_variance: what `box_stds` means after voting: `average`, `fused` or `winner` (see `voting`).
             That of `bayes` is fused by definition.
         box_voting_threshold: IoU from which a candidate votes in `box_voting`.
@@ -36,6 +50,10 @@ class PostprocessSettings:
         score_by_iou: multiply each score by the predicted IoU.
         pre_nms_topk: candidates of an image, over all classes, before suppression.
         detections_per_image: slots of the result.
+        plus_one_widths: boxes were whole pixels where the network was trained, x2 - x1 + 1 wide, as in Detectron.
+            Boxes here end where their last pixel ends, so offsets and IoUs are the same without the 1. What is
+            left of it: the last pixel is one of the file, not of the canvas, once boxes leave the network, and a
+            box beside the image keeps its nearest pixel.
 
     Raises:
         ValueError: naming the field and what it may be.
@@ -44,6 +62,9 @@ class PostprocessSettings:
     suppression: str = "hard"
     voting: str = "none"
     sigma_t: float = 0.02
+    voters: str = "all"
+    voting_iou_floor: float = 0.0
+    variance_order: str = "corners"
     voting_variance: str = "average"
     box_voting_threshold: float = 0.5
     wbf_threshold: float = 0.55
@@ -60,12 +81,15 @@ class PostprocessSettings:
     score_by_iou: bool = False
     pre_nms_topk: int = 1000
     detections_per_image: int = 100
+    plus_one_widths: bool = False
 
     def __post_init__(self):
         choices = {
             "suppression": SUPPRESSION_METHODS,
             "voting": VOTING_METHODS,
             "voting_variance": VARIANCE_MODES,
+            "voters": VOTERS,
+            "variance_order": VARIANCE_ORDERS,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -74,6 +98,25 @@ class PostprocessSettings:
             value = getattr(self, field.name)
             if field.name.endswith(("threshold", "min_score", "affinity")) and not 0 <= value <= 1:
                 raise ValueError(f"{field.name} must lie in [0, 1]; got {value!r}.")
+        if not 0 <= self.voting_iou_floor < 1:
+            raise ValueError(
+                f"voting_iou_floor must be from 0 to below 1, or no box would vote; got {self.voting_iou_floor!r}."
+            )
+        if self.voters == "remaining" and self.suppression == "iou_guided":
+            raise ValueError(
+                "voters='remaining' asks what each pick left over, and suppression='iou_guided' does not pick one "
+                "by one: set suppression to hard, soft_linear or soft_gaussian, or voters to all."
+            )
+        if self.voters == "remaining" and self.voting in _OWN_CLUSTERS:
+            raise ValueError(
+                f"voters='remaining' leaves candidates out of a vote, and voting={self.voting!r} makes clusters of "
+                "all of them: set voting to variance, iou, iou_score or box_voting, or voters to all."
+            )
+        if self.variance_order == "detectron" and self.voting == "bayes":
+            raise ValueError(
+                "variance_order='detectron' is an order of voting='variance', and voting='bayes' has none: set "
+                "voting to variance, or variance_order to corners."
+            )
         if self.bayes_affinity == 1:
             raise ValueError(
                 "bayes_affinity must be below 1: no IoU is above it, and nothing would be fused."

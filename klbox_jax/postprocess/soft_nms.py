@@ -19,11 +19,14 @@ class SuppressionResult:
         indices: rows of the input; 0 where not valid.
         scores: their scores when they were picked; 0 where not valid.
         valid: False for an unused slot.
+        turns: for each row of the input, the picks for which it was still in the queue, its own included: pick `k`,
+            from 0, was made among the rows with more than `k`. None where boxes are not picked one by one.
     """
 
     indices: Int[AnyArray, "*b D"]
     scores: Float[AnyArray, "*b D"]
     valid: Bool[AnyArray, "*b D"]
+    turns: Int[AnyArray, "*b N"] | None = None
 
 
 def soft_nms(
@@ -96,16 +99,21 @@ def pick_sequentially(
         decay: factor in [0, 1] on the score of a box, from its IoU with the box just picked.
     """
 
-    def pick(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
-        scores, remaining = state
+    def pick(state: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], tuple[Array, Array, Array]]:
+        scores, remaining, turns = state
         best = jnp.argmax(jnp.where(remaining, scores, -jnp.inf))
         found = remaining[best]
         result = (jnp.where(found, best, 0), jnp.where(found, scores[best], 0.0), found)
         iou = pairwise_iou(boxes[best][None], boxes)[0]
         scores = jnp.where(classes == classes[best], scores * decay(iou), scores)
+        turns = turns + remaining
         remaining = remaining & (scores >= min_score) & (jnp.arange(len(scores)) != best)
-        return (scores, remaining), result
+        return (scores, remaining, turns), result
 
-    start = (jnp.where(valid, scores, 0.0), valid & (scores >= min_score))
-    _, (indices, picked_scores, found) = jax.lax.scan(pick, start, length=max_outputs)
-    return SuppressionResult(indices=indices, scores=picked_scores, valid=found)
+    start = (
+        jnp.where(valid, scores, 0.0),
+        valid & (scores >= min_score),
+        jnp.zeros(len(scores), jnp.int32),
+    )
+    (_, _, turns), (indices, picked_scores, found) = jax.lax.scan(pick, start, length=max_outputs)
+    return SuppressionResult(indices=indices, scores=picked_scores, valid=found, turns=turns)

@@ -46,13 +46,15 @@ def variance_voting(
     candidate_valid: Bool[Array, " N"],
     *,
     sigma_t: float = 0.02,
+    iou_floor: float = 0.0,
     reported_variances: Float[Array, "N 4"] | None = None,
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
+    voters: Bool[Array, "D N"] | None = None,
 ) -> VotingResult:
     """Variance voting of He et al. (CVPR 2019, Algorithm 1 and section 3.3), for each edge on its own.
 
-    Every valid candidate of the same class with IoU > 0 votes for a kept box:
+    Every valid candidate of the same class with IoU > 0 (`iou_floor`) votes for a kept box:
 
         p_i = exp(-(1 - IoU_i)^2 / sigma_t)        x = sum_i p_i x_i / var_i  /  sum_i p_i / var_i
 
@@ -72,10 +74,13 @@ def variance_voting(
         candidate_valid: False rows have no vote, whatever they hold.
         sigma_t: width of p; smaller trusts only the closest neighbours. The paper's value is 0.02, the
             official code's default 0.01.
+        iou_floor: a candidate votes above this IoU: 0 in the paper, 0.01 in the official code, where p is next
+            to nothing anyway.
         reported_variances: variance of each edge in the unit wanted back, such as squared pixels;
             `candidate_variances` if None.
         kept_variances: those of the kept boxes, in the same unit; only `winner` reads them.
         variance_mode: one of `VARIANCE_MODES`, see the top of this file.
+        voters: the candidates that may vote for each kept box, all of them if None.
 
     Returns:
         Voted boxes inside the hull of their voters, and variances. A kept box that no candidate overlaps (a
@@ -84,10 +89,12 @@ def variance_voting(
     Raises:
         ValueError: if sigma_t is not positive, for an unknown mode, or `winner` without `kept_variances`.
     """
-    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    iou, peers = overlaps(
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
+    )
     return average_voters(
         kept_boxes,
-        _proximity(iou, peers, sigma_t),
+        _proximity(iou, peers, sigma_t, iou_floor),
         candidate_boxes,
         candidate_valid,
         weight_variances=candidate_variances,
@@ -105,9 +112,11 @@ def iou_voting(
     candidate_valid: Bool[Array, " N"],
     *,
     sigma_t: float = 0.02,
+    iou_floor: float = 0.0,
     reported_variances: Float[Array, "N 4"] | None = None,
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
+    voters: Bool[Array, "D N"] | None = None,
 ) -> VotingResult:
     """Voting without variances: the weight is p_i alone, so any head can vote.
 
@@ -118,7 +127,7 @@ def iou_voting(
         reported_variances: variance of each candidate's edges, without a part in the weight; None for a head
             without variances, and none come back.
         kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
-        sigma_t, kept_variances, variance_mode: as there.
+        sigma_t, iou_floor, kept_variances, variance_mode, voters: as there.
 
     Returns:
         As `variance_voting`.
@@ -126,10 +135,12 @@ def iou_voting(
     Raises:
         ValueError: as there.
     """
-    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    iou, peers = overlaps(
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
+    )
     return average_voters(
         kept_boxes,
-        _proximity(iou, peers, sigma_t),
+        _proximity(iou, peers, sigma_t, iou_floor),
         candidate_boxes,
         candidate_valid,
         reported_variances=reported_variances,
@@ -147,16 +158,18 @@ def iou_score_voting(
     candidate_valid: Bool[Array, " N"],
     *,
     sigma_t: float = 0.02,
+    iou_floor: float = 0.0,
     reported_variances: Float[Array, "N 4"] | None = None,
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
+    voters: Bool[Array, "D N"] | None = None,
 ) -> VotingResult:
     """`iou_voting` with the weight p_i * score_i: the class score stands in for certainty.
 
     Args:
         candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
         kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
-        sigma_t, reported_variances, kept_variances, variance_mode: as in `iou_voting`.
+        sigma_t, iou_floor, reported_variances, kept_variances, variance_mode, voters: as in `iou_voting`.
 
     Returns:
         As `variance_voting`.
@@ -164,11 +177,13 @@ def iou_score_voting(
     Raises:
         ValueError: as there.
     """
-    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    iou, peers = overlaps(
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
+    )
     scores = jnp.where(candidate_valid, candidate_scores, 0.0)
     return average_voters(
         kept_boxes,
-        _proximity(iou, peers, sigma_t) * scores[None, :],
+        _proximity(iou, peers, sigma_t, iou_floor) * scores[None, :],
         candidate_boxes,
         candidate_valid,
         reported_variances=reported_variances,
@@ -189,6 +204,7 @@ def box_voting(
     reported_variances: Float[Array, "N 4"] | None = None,
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
+    voters: Bool[Array, "D N"] | None = None,
 ) -> VotingResult:
     """Bounding-box voting of MR-CNN (Gidaris and Komodakis, ICCV 2015): the mean of the near, by score.
 
@@ -200,7 +216,7 @@ def box_voting(
         iou_threshold: a candidate of the class votes if its IoU with the kept box is at least this. At 0
             the whole class votes, even boxes that do not touch.
         kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
-        reported_variances, kept_variances, variance_mode: as in `iou_voting`.
+        reported_variances, kept_variances, variance_mode, voters: as in `iou_voting`.
 
     Returns:
         As `variance_voting`.
@@ -210,7 +226,9 @@ def box_voting(
     """
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"Box voting needs an iou_threshold in [0, 1], got {iou_threshold}.")
-    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
+    iou, peers = overlaps(
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
+    )
     scores = jnp.where(candidate_valid, candidate_scores, 0.0)
     return average_voters(
         kept_boxes,
@@ -229,17 +247,25 @@ def overlaps(
     candidate_boxes: Float[Array, "N 4"],
     candidate_classes: Int[Array, " N"],
     candidate_valid: Bool[Array, " N"],
+    *,
+    voters: Bool[Array, "D N"] | None = None,
 ) -> tuple[Float[Array, "D N"], Bool[Array, "D N"]]:
-    """The IoU of each kept box with each candidate, and whether the candidate is valid and of its class."""
+    """The IoU of each kept box with each candidate, and whether the candidate may vote for it.
+
+    It may if it is valid, of the class and, where `voters` is given, one of them.
+    """
     iou = pairwise_iou(kept_boxes, jnp.where(candidate_valid[:, None], candidate_boxes, 0.0))
-    return iou, candidate_valid[None, :] & (kept_classes[:, None] == candidate_classes[None, :])
+    peers = candidate_valid[None, :] & (kept_classes[:, None] == candidate_classes[None, :])
+    return iou, peers if voters is None else peers & voters
 
 
-def _proximity(iou: Float[Array, "D N"], peers: Bool[Array, "D N"], sigma_t: float) -> Float[Array, "D N"]:
+def _proximity(
+    iou: Float[Array, "D N"], peers: Bool[Array, "D N"], sigma_t: float, iou_floor: float
+) -> Float[Array, "D N"]:
     """The weight p, 0 for a candidate without a vote."""
     if not sigma_t > 0:
         raise ValueError(f"Voting by IoU needs sigma_t > 0, got {sigma_t}.")
-    return jnp.where(peers & (iou > 0), jnp.exp(-jnp.square(1.0 - iou) / sigma_t), 0.0)
+    return jnp.where(peers & (iou > iou_floor), jnp.exp(-jnp.square(1.0 - iou) / sigma_t), 0.0)
 
 
 def average_voters(

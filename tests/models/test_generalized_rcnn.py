@@ -178,6 +178,7 @@ def test_parameters_of_the_shipped_scenes_network():
             "vgg",
             r"config.model.backbone.name = 'vgg' is unknown; choose one of bottleneck_resnet, mobilenet_v2, ",
         ),
+        ("dtype", "float16", r"config.model.dtype = 'float16' is unknown; choose one of bfloat16, float32"),
         ("box_loss", "l2", r"config.model.box_loss = 'l2' is unknown; choose one of smooth_l1, l1, kl, "),
         ("roi_heads.box_coder", "polar", r"config.model.roi_heads.box_coder = 'polar' is unknown"),
         ("roi_heads.box_coder", "center", r"needs config.model.roi_heads.box_coder = 'corner'"),

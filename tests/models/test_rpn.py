@@ -297,3 +297,18 @@ def test_proposals_carry_no_gradient():
     assert all((np.asarray(leaf) == 0).all() for leaf in gradient)
     evaluated = jax.jit(lambda o: rpn.apply({}, o, size, train=False, method="proposals"))(outputs)
     assert evaluated.boxes.shape == (1, 8, 4)
+
+
+def test_whole_pixels_are_left_of_an_anchor_beside_the_image():
+    anchors = (np.array([[80, 10, 90, 20], [10, 10, 30, 30]], np.float32),)
+    arguments = {"box_coder": CORNERS, "pre_nms_topk": 2, "post_nms_topk": 2, "nms_threshold": 0.7}
+    arrays = (np.array([1.0, 0], np.float32),), (np.zeros((2, 4), np.float32),), anchors
+
+    def propose(**fields):
+        step = jax.jit(lambda *arrays: generate_proposals(*arrays, **arguments, **fields))
+        return step(*arrays, np.array([64, 72], np.int32))
+
+    assert propose().valid.sum() == 1
+    found = propose(plus_one_widths=True)
+    np.testing.assert_array_equal(found.boxes, [[71, 10, 72, 20], [10, 10, 30, 30]])
+    assert found.valid.all()

@@ -116,3 +116,27 @@ def test_coders_are_static_values():
     assert CornerBoxCoder() == CornerBoxCoder()
     assert hash(CenterBoxCoder()) == hash(CenterBoxCoder())
     assert CornerBoxCoder() != CornerBoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+
+
+def whole_pixels_decoded(deltas, box, weights):
+    """Detectron's coders in its own terms: boxes from the first to the last pixel, a side one longer than that."""
+    x1, y1, x2, y2 = box
+    wide, high = x2 - x1 + 1, y2 - y1 + 1
+    a, b, c, d = np.array(deltas) / weights
+    if len(set(weights)) == 1:  # edges
+        return [x1 + a * wide, y1 + b * high, x2 + c * wide, y2 + d * high]
+    x, y = x1 + wide / 2 + a * wide, y1 + high / 2 + b * high
+    wide, high = wide * np.exp(c), high * np.exp(d)
+    return [x - wide / 2, y - high / 2, x + wide / 2 - 1, y + high / 2 - 1]
+
+
+@pytest.mark.parametrize("coder", [CornerBoxCoder(), CenterBoxCoder()])
+def test_whole_pixels_are_coded_alike_once_the_box_ends_where_its_last_pixel_does(coder):
+    rng = np.random.default_rng(3)
+    pixels, deltas = clustered_boxes(rng, 40), rng.normal(0, 1, (40, 4)).astype(np.float32)
+    expected = [
+        whole_pixels_decoded(row, box, coder.weights) for row, box in zip(deltas, pixels, strict=True)
+    ]
+    end = np.array([[0, 0, 1, 1]], np.float32)
+    found = decode(coder, jnp.asarray(deltas), jnp.asarray(pixels + end))
+    np.testing.assert_allclose(np.asarray(found) - end, expected, atol=1e-3)

@@ -80,3 +80,12 @@ def test_area_clip_and_nonempty_by_hand():
     np.testing.assert_array_equal(is_nonempty(clipped), [True, True, False])
     # Longer than, not as long as: the second box is 1 pixel high.
     np.testing.assert_array_equal(is_nonempty(clipped, min_size=1.0), [True, False, False])
+
+
+def test_a_pixel_may_be_left_of_a_box_beside_the_image():
+    # Beside it on the right, above it, across its corner, inside it; pixels of 2 by 1 in the last call.
+    boxes = jnp.array([[110.0, 3, 120, 9], [5, -9, 8, -2], [-5, -5, 3, 4], [10, 10, 12, 11]])
+    size = jnp.array([50, 100])
+    clipped = clip_to_image(boxes, size, pixel=jnp.ones(2))
+    np.testing.assert_array_equal(clipped, [[99, 3, 100, 9], [5, 0, 8, 1], [0, 0, 3, 4], [10, 10, 12, 11]])
+    np.testing.assert_array_equal(clip_to_image(boxes, size, pixel=jnp.array([2.0, 1]))[0], [98, 3, 100, 9])

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.flops import largest_product_bytes, saved_bytes
+from klbox_jax.ops import roi_pooling
 from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, multilevel_roi_align, roi_align
 from tests.references import roi_align as reference
 
@@ -249,3 +251,53 @@ def test_levels_and_strides_must_be_equally_many():
             sampling_ratio=1,
             min_level=3,
         )
+
+
+def test_groups_of_rois_give_what_all_at_once_give(monkeypatch):
+    """Of 11 RoIs, 3 at a time: the fourth group has one RoI that is nobody's."""
+    features, boxes = random_features(9, 12, 3), random_boxes(11, seed=7)
+    arguments = {"output_size": 2, "sampling_ratio": 2, "spatial_scale": 1 / 8}
+    cotangent = random_features(11, 2, 2, 3, seed=8)
+
+    # A function of its own for each limit: jit remembers what it traced.
+    def value_and_gradients():
+        def pool(features, boxes):
+            return roi_align(features, boxes, **arguments)
+
+        def pull_back(features, boxes):
+            pooled, vjp = jax.vjp(pool, features, boxes)
+            return pooled, *vjp(cotangent)
+
+        return jax.jit(pull_back)
+
+    at_once = value_and_gradients()
+    expected = at_once(features, boxes)
+    assert "while" not in str(at_once.trace(features, boxes).jaxpr)
+    monkeypatch.setattr(roi_pooling, "MOST_BANDED", 3 * 2 * 12 * 3)
+    grouped = value_and_gradients()
+    text = str(grouped.trace(features, boxes).jaxpr)
+    assert "scan" in text
+    assert "length=4" in text
+    for found, wanted in zip(grouped(features, boxes), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        grouped(features, boxes)[0], reference.roi_align(features, boxes, **arguments), atol=2e-5
+    )
+    # A limit below a single RoI: one at a time.
+    monkeypatch.setattr(roi_pooling, "MOST_BANDED", 1)
+    np.testing.assert_allclose(value_and_gradients()(features, boxes)[0], expected[0], atol=1e-5)
+
+
+def test_groups_keep_one_groups_product_and_no_more():
+    features = jax.ShapeDtypeStruct((200, 336, 256), jnp.float32)
+    boxes = jax.ShapeDtypeStruct((512, 4), jnp.float32)
+
+    def loss(features, boxes):
+        pooled = roi_align(features, boxes, output_size=7, sampling_ratio=2, spatial_scale=1 / 4)
+        return jnp.square(pooled).sum()
+
+    for differentiated in (0, (0, 1)):
+        step = jax.make_jaxpr(jax.grad(loss, argnums=differentiated))(features, boxes)
+        # 27 RoIs at once, 7 rows of bins each; all of them would be 1233 MB.
+        assert largest_product_bytes(step.jaxpr) <= 4 * max(27 * 7 * 336 * 256, 200 * 336 * 256)
+        assert saved_bytes(loss, features, boxes) < 100e6
