@@ -6,6 +6,7 @@ checkpoint under a final name. It does not notice a byte that changes later. So 
 is restored. The order of a save is: orbax's files, the digests, and only then the deletion of older steps; a
 step without digests was cut short.
 
+    checkpoints/.saved_before         there was a whole save: the run has something to lose
     checkpoints/1000/default/...      orbax's files
     checkpoints/1000/digests.json     {"default/...": sha256, ...}
     checkpoints/2000.unsound/         a damaged step that a restore has passed over
@@ -24,9 +25,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from klbox_jax.train.state import TrainState
-from klbox_jax.train.workdir import is_writer, read_json, write_json
+from klbox_jax.train.workdir import is_writer, read_json, told_in_one_sentence, write_json
 
 _DIGESTS = "digests.json"
+_SAVED_BEFORE = ".saved_before"
 _ITEM = "default"  # orbax's name for the only item of a step
 
 
@@ -43,26 +45,32 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, max_to_keep: int):
-        """Opens the folder, which is made where it is missing; keeps the newest `max_to_keep` steps."""
+        """Opens the folder, which is made where it is missing; keeps the newest `max_to_keep` steps.
+
+        Raises:
+            WorkdirError: the folder cannot be written to.
+        """
         if max_to_keep < 1:
             raise ValueError(f"max_to_keep must be at least 1, not {max_to_keep}")
         self.directory = pathlib.Path(directory).absolute()
         self.max_to_keep = max_to_keep
         self._current_step: int | None = None
-        if is_writer():
-            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                logging.info("removing %s, left by an interrupted save", leftover)
-                shutil.rmtree(leftover)
-            _set_aside_interrupted_first_save(self.directory)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                # Old steps may only go once the new one has its digests, which orbax does not know of.
-                preservation_policy=ocp.checkpoint_managers.preservation_policy.PreserveAll(),
-                # A save in the background could be cut off between its last file and its digests.
-                enable_async_checkpointing=False,
-            ),
-        )
+        self._protected: int | None = None
+        with told_in_one_sentence(self.directory):
+            if is_writer():
+                for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    logging.info("removing %s, left by an interrupted save", leftover)
+                    shutil.rmtree(leftover)
+                _set_aside_interrupted_first_save(self.directory)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    # Old steps may only go once the new one has its digests, which orbax does not know of.
+                    preservation_policy=ocp.checkpoint_managers.preservation_policy.PreserveAll(),
+                    # A save in the background could be cut off between its last file and its digests.
+                    enable_async_checkpointing=False,
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -82,7 +90,8 @@ class Checkpoints:
         """Saves the state under its own step; nothing happens if this object has just saved or restored it.
 
         Raises:
-            CheckpointError: the folder already holds this step or a later one, which was not restored.
+            CheckpointError: the folder already holds this step or a later one, which was not restored; or the
+                disk is full or cannot be written to, and then the earlier checkpoints are as they were.
         """
         step = int(state.step)
         if step == self._current_step:
@@ -93,14 +102,26 @@ class Checkpoints:
                 f"{self.directory} already holds step {latest}, so step {step} is not saved; resume from "
                 "that checkpoint, or choose another --workdir"
             )
-        self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        if is_writer():
-            folder = self.directory / str(step)
-            write_json(folder / _DIGESTS, {name: _sha256(folder / name) for name in _file_names(folder)})
+        try:
+            self._write(step, state)
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+            self._discard(step)
+            left = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(
+                f"{self.directory / str(step)} cannot be saved: {error.__cause__ or error}; those before it are as "
+                f"they were (steps {left}); free space on the disk, or make the folder writable, and start again: the "
+                "same command goes on from the last checkpoint"
+            ) from error
         _wait_for_all_processes(f"digests_{step}")
         self._current_step = step
-        for old in sorted(self._manager.all_steps())[: -self.max_to_keep]:
-            self._manager.delete(old)
+        with told_in_one_sentence(self.directory):
+            for old in sorted(self._manager.all_steps())[: -self.max_to_keep]:
+                if old != self._protected:
+                    self._manager.delete(old)
+
+    def protect(self, step: int | None) -> None:
+        """Keeps a step whatever its age, and the one that was protected before no longer."""
+        self._protected = step
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """Restores the newest sound checkpoint, bit for bit.
@@ -117,7 +138,7 @@ class Checkpoints:
             CheckpointError: there are checkpoints but none is sound; there is no checkpoint; or the sound one
                 holds other arrays than `abstract_state`, in which case the message lists them.
         """
-        step = _newest_sound_step(self.directory)
+        step = _step_to_restore(self.directory)
         folder = self.directory / str(step)
         _check_arrays(abstract_state, folder)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract_state)
@@ -138,6 +159,19 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then releases orbax's threads."""
         self._manager.close()
+
+    def _write(self, step: int, state: TrainState) -> None:
+        self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        if is_writer():
+            folder = self.directory / str(step)
+            write_json(folder / _DIGESTS, {name: _sha256(folder / name) for name in _file_names(folder)})
+            (self.directory / _SAVED_BEFORE).touch()
+
+    def _discard(self, step: int) -> None:
+        """Gives back the space of a save that failed, as far as that is possible."""
+        if is_writer():
+            for folder in (self.directory / str(step), *self.directory.glob(f"{step}.orbax-checkpoint-tmp*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_steps(directory: str | os.PathLike) -> list[int]:
@@ -161,7 +195,7 @@ def restore_params(directory: str | os.PathLike, step: int | None = None) -> tup
     """
     directory = pathlib.Path(directory).absolute()
     if step is None:
-        step = _newest_sound_step(directory)
+        step = _step_to_restore(directory)
     elif step not in (found := find_steps(directory)):
         raise CheckpointError(
             f"{directory} has no checkpoint of step {step}; it has {', '.join(map(str, found)) or 'none'}"
@@ -195,16 +229,20 @@ def find_fault(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _newest_sound_step(directory: pathlib.Path) -> int:
+def newest_sound_step(directory: pathlib.Path) -> int | None:
+    """Returns the newest step whose files are the ones that were written, or None; warns of those passed over."""
+    for step in reversed(find_steps(directory)):
+        fault = find_fault(directory / str(step))
+        if fault is None:
+            return step
+        logging.warning("checkpoint %s is not sound and is passed over: %s", directory / str(step), fault)
+    return None
+
+
+def _step_to_restore(directory: pathlib.Path) -> int:
     """Process 0 looks, so that all processes restore the same step."""
-    found = -1
-    if is_writer():
-        for step in reversed(find_steps(directory)):
-            fault = find_fault(directory / str(step))
-            if fault is None:
-                found = step
-                break
-            logging.warning("checkpoint %s is not sound and is passed over: %s", directory / str(step), fault)
+    found = newest_sound_step(directory) if is_writer() else None
+    found = -1 if found is None else found
     if jax.process_count() > 1:
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
     if found >= 0:
@@ -254,9 +292,11 @@ def _sha256(path: pathlib.Path) -> str:
 def _set_aside_interrupted_first_save(directory: pathlib.Path) -> None:
     """A run killed inside its very first save has nothing to go back to: it begins anew.
 
-    Wherever there is another step, `restore` decides.
+    Wherever there is another step, or was one, `restore` decides.
     """
     steps = find_steps(directory)
+    if (directory / _SAVED_BEFORE).exists():
+        return
     if len(steps) == 1 and not (directory / str(steps[0]) / _DIGESTS).exists():
         logging.warning(
             "%s was cut short inside its first save, of step %d; it is set aside and the run starts from step 0",

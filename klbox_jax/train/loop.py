@@ -3,22 +3,24 @@
 import contextlib
 import dataclasses
 import hashlib
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from absl import logging
 
 from klbox_jax.data.loader import train_batches
 from klbox_jax.distributed import put_batch, replicated
 from klbox_jax.structures import Batch, GroundTruth
+from klbox_jax.train import best
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.preemption import Preempted, Preemption
+from klbox_jax.train.profiling import Profile
+from klbox_jax.train.reporter import Clock, Reporter
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step, create_state
 from klbox_jax.train.workdir import is_writer, write_json
@@ -27,38 +29,34 @@ from klbox_jax.weights.convert import load_weights
 from klbox_jax.weights.provenance import check_provenance
 
 
-def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> TrainState:
+def train(
+    job: Job,
+    *,
+    evaluate: Callable[[Any, int], Any] | None = None,
+    preemption: Preemption | None = None,
+) -> TrainState:
     """Trains to the last step of the config and returns the final state.
+
+    A step is a batch. The parameters move every `config.train.accumulate_steps` steps, and the learning rate
+    follows these updates: warm-up and decay count them, and its linear scaling the images of an update.
 
     Starts from, in this order: the newest sound checkpoint of the folder; the weights that
     `config.model.init_weights` names, of a whole detector or of a backbone alone; random numbers.
 
     Args:
         job: the run.
-        evaluate: called with parameters and step every `config.train.eval_every` steps but the last.
+        evaluate: called with parameters and step every `config.train.eval_every` steps but the last, behind a
+            checkpoint of that step. What it records in metrics.jsonl decides which checkpoint is kept as the
+            best, and whether the training ends early.
+        preemption: where the loop hears that it is to stop; without one it is told by nobody.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last checkpoint is left as it is.
-        DataError, CheckpointError, WeightFileError: naming the file.
+        Preempted: it was told to stop, and has a checkpoint of the step it stopped at.
+        FloatingPointError: a number is not finite; the last checkpoint is left as it is.
+        DataError, CheckpointError, WeightFileError, WorkdirError: naming the file.
     """
     config = job.config.train
-    schedule = learning_rate_schedule(
-        learning_rate=job.config.optimizer.learning_rate,
-        global_batch=config.batch_size,
-        total_steps=job.total_steps,
-        warmup_steps=job.config.optimizer.warmup_steps,
-        warmup_factor=job.config.optimizer.warmup_factor,
-        decay_at=job.config.optimizer.decay_at,
-        decay_factor=job.config.optimizer.decay_factor,
-    )
-    optimizer = make_optimizer(
-        name=job.config.optimizer.name,
-        schedule=schedule,
-        weight_decay=job.config.optimizer.weight_decay,
-        momentum=job.config.optimizer.momentum,
-        clip_norm=job.config.optimizer.clip_norm,
-        frozen=job.config.optimizer.frozen,
-    )
+    optimizer, schedule = _optimizer(job)
     step_fn = compile_train_step(
         job.mesh,
         model=job.model,
@@ -66,7 +64,9 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
         schedule=schedule,
         seed=job.config.seed,
         frozen=job.config.optimizer.frozen,
+        skip_nonfinite=config.on_nonfinite == "skip",
     )
+    preemption = preemption or Preemption()
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(job.workdir.checkpoints, max_to_keep=config.keep_checkpoints)
@@ -84,9 +84,26 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
             job.total_steps,
             config.batch_size,
             job.mesh.size,
-            float(schedule(job.config.optimizer.warmup_steps)),
+            float(schedule(job.config.optimizer.warmup_steps * config.accumulate_steps)),
         )
         writer = stack.enter_context(MetricWriter(job.workdir, resume_step=start))
+        clock = Clock(seconds=training_seconds(job))
+
+        def periodic_evaluation(step: int) -> bool:
+            """Evaluates unless that is done; returns whether the training ends here."""
+            if not evaluate or not config.eval_every or step == 0 or step % config.eval_every:
+                return False
+            if not best.is_evaluated(job.workdir, step):
+                with clock.paused():
+                    evaluate(state.params, step)
+            return bool(config.keep_best) and _keep_best(job, checkpoints, step)
+
+        if evaluate and config.keep_best:
+            standing = best.standing(job.workdir, config.keep_best, eval_every=config.eval_every)
+            checkpoints.protect(standing.best_step)
+        # A run that was stopped during an evaluation begins with it.
+        if periodic_evaluation(start):
+            return state
         progress = stack.enter_context(
             Progress(job.total_steps, initial=start, description=f"train {job.workdir.path.name}")
         )
@@ -104,34 +121,102 @@ def train(job: Job, *, evaluate: Callable[[Any, int], None] | None = None) -> Tr
                 )
             )
         )
-        clock = _Clock(seconds=training_seconds(job))
+        profile = stack.enter_context(Profile(config.profile_steps, job.workdir.profile))
+        report = Reporter(
+            job, writer=writer, progress=progress, clock=clock, skipped=int(_last(job, "train/skipped_steps"))
+        )
         pending = None
         for step in range(start + 1, job.total_steps + 1):
+            profile.before(step)
             with clock.waiting():
                 batch = next(batches)
             state, scalars = step_fn(state, put_batch(batch, job.mesh))
+            profile.after(step, scalars)
             # The numbers of the step before are read while this one runs: the device never waits for the host.
             if pending is not None:
-                _report(*pending, clock=clock, job=job, writer=writer, progress=progress)
+                report(*pending)
             pending = (step, scalars)
-            if step % config.save_every == 0 or step == job.total_steps:
+            is_last = step == job.total_steps
+            stopped_by = 0 if is_last else preemption.signal()
+            evaluates = bool(evaluate and config.eval_every) and step % config.eval_every == 0 and not is_last
+            if step % config.save_every == 0 or is_last or stopped_by or evaluates:
                 # What is saved has been looked at: a state with a NaN never replaces a sound one.
-                _report(*pending, clock=clock, job=job, writer=writer, progress=progress, log=True)
+                report(*pending, log=True)
                 pending = None
                 checkpoints.save(state)
-            if evaluate and config.eval_every and step % config.eval_every == 0 and step < job.total_steps:
-                with clock.paused():
-                    evaluate(state.params, step)
+            if stopped_by:
+                raise Preempted(
+                    stopped_by,
+                    f"{job.workdir.path} is at step {step} of {job.total_steps}, which is saved; the same command "
+                    "goes on from there",
+                )
+            if evaluates and periodic_evaluation(step):
+                break
         logging.info("%d traces of the training step", step_fn._cache_size())
         return state
 
 
+def _optimizer(job: Job) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer, and the learning rate of each step."""
+    config, train = job.config.optimizer, job.config.train
+    schedule = learning_rate_schedule(
+        learning_rate=config.learning_rate,
+        global_batch=train.batch_size * train.accumulate_steps,
+        total_steps=job.total_steps // train.accumulate_steps,
+        warmup_steps=config.warmup_steps,
+        warmup_factor=config.warmup_factor,
+        decay_at=config.decay_at,
+        decay_factor=config.decay_factor,
+    )
+    optimizer = make_optimizer(
+        name=config.name,
+        schedule=schedule,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        clip_norm=config.clip_norm,
+        frozen=config.frozen,
+        accumulate_steps=train.accumulate_steps,
+    )
+    if train.accumulate_steps == 1:
+        return optimizer, schedule
+    return optimizer, lambda step: schedule(step // train.accumulate_steps)
+
+
+def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:
+    """Keeps the best checkpoint so far; returns whether no better one is waited for any longer."""
+    config = job.config.train
+    if is_writer() and step not in best.scores(job.workdir, config.keep_best):
+        raise ValueError(
+            f"config.train.keep_best = {config.keep_best!r} is not among the numbers of the evaluation of step "
+            f"{step}: {job.workdir.metrics} has no val/{config.keep_best}"
+        )
+    standing = best.standing(job.workdir, config.keep_best, eval_every=config.eval_every)
+    checkpoints.protect(standing.best_step)
+    if not config.early_stopping_patience or standing.since_best < config.early_stopping_patience:
+        return False
+    logging.info(
+        "%s is trained: it ends early at step %d of %d, after %d evaluations without a better %s; the best "
+        "checkpoint is that of step %s",
+        job.workdir.path,
+        step,
+        job.total_steps,
+        standing.since_best,
+        config.keep_best,
+        standing.best_step,
+    )
+    return True
+
+
 def training_seconds(job: Job) -> float:
     """Returns the seconds that training has taken up to the last record, over all its interruptions."""
+    return float(_last(job, "train/seconds"))
+
+
+def _last(job: Job, name: str) -> float | int:
+    """The last number that was recorded under a name; 0 where there is none."""
     if not job.workdir.metrics.exists():
-        return 0.0
-    records = [record for record in read_metrics(job.workdir.metrics) if "train/seconds" in record]
-    return records[-1]["train/seconds"] if records else 0.0
+        return 0
+    return next((r[name] for r in reversed(read_metrics(job.workdir.metrics)) if name in r), 0)
 
 
 def _first_state(job: Job, optimizer, checkpoints: Checkpoints) -> TrainState:
@@ -204,49 +289,3 @@ def dummy_batch(canvas: tuple[int, int]) -> Batch:
         valid=jnp.ones(1, bool),
         gt=gt,
     )
-
-
-class _Clock:
-    """Seconds of training, and how many of them were spent waiting for data."""
-
-    def __init__(self, *, seconds: float):
-        self._before = seconds
-        self._start = time.perf_counter()
-        self._wait = 0.0
-
-    @contextlib.contextmanager
-    def waiting(self):
-        started = time.perf_counter()
-        yield
-        self._wait += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def paused(self):
-        started = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - started
-
-    def numbers(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self._start
-        return {"train/seconds": self._before + elapsed, "train/data_wait_share": self._wait / elapsed}
-
-
-def _report(
-    step: int, scalars: dict[str, Any], *, clock: _Clock, job: Job, writer, progress, log: bool = False
-):
-    """Reads a step's numbers, stops on one that is not finite, and writes them where it is their turn."""
-    values = {name: float(value) for name, value in jax.device_get(scalars).items()}
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    numbers = {f"train/{name}": value for name, value in values.items()} | clock.numbers()
-    if broken:
-        writer.write(step, numbers)
-        plan = job.train_plan.step(step - 1)
-        ids = [job.train_source.records[index].image_id for index in np.asarray(plan.indices)]
-        raise FloatingPointError(
-            f"step {step}: {', '.join(broken)} not finite, on images {ids}; lower config.optimizer.learning_rate "
-            f"or config.optimizer.clip_norm, and start again to go on from the last checkpoint in "
-            f"{job.workdir.checkpoints}"
-        )
-    progress.update(step, loss=values["total_loss"])
-    if log or step % job.config.train.log_every == 0:
-        writer.write(step, numbers)

@@ -20,8 +20,9 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Linear warm-up, then a constant rate multiplied by `decay_factor` at shares `decay_at` of the run.
 
-    `learning_rate` is the rate for 16 images a step; it is scaled linearly to `global_batch`
-    (Goyal et al. 2017), so that a config keeps its meaning on another number of devices.
+    `learning_rate` is the rate for 16 images an update; it is scaled linearly to `global_batch`, the images of
+    an update (Goyal et al. 2017), so that a config keeps its meaning on another number of devices. All steps here
+    are updates of the parameters.
     """
     peak = learning_rate * global_batch / REFERENCE_BATCH
     steps = optax.piecewise_constant_schedule(
@@ -45,17 +46,20 @@ def make_optimizer(
     momentum: float,
     clip_norm: float,
     frozen: tuple[str, ...],
+    accumulate_steps: int = 1,
 ) -> optax.GradientTransformation:
     """Returns SGD with momentum or AdamW, with clipping and frozen parts.
 
     Args:
         name: `sgd` or `adamw`.
-        schedule: learning rate of each step.
+        schedule: learning rate of each update.
         weight_decay: on kernels alone; biases and normalization are left free.
         momentum: of SGD.
         clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
         frozen: prefixes of parameter paths (`backbone/stem`) that are not trained. What is frozen has no part
             in the gradient's norm either.
+        accumulate_steps: gradients to an update. Above 1, the parameters move by the mean of that many
+            gradients; it is this mean that is clipped, and the updates that the schedule counts.
 
     Raises:
         ValueError: the name is unknown.
@@ -71,9 +75,11 @@ def make_optimizer(
         raise ValueError(f"config.optimizer.name = {name!r} is unknown; choose adamw or sgd")
     if clip_norm:
         core = optax.chain(optax.clip_by_global_norm(clip_norm), core)
-    if not frozen:
+    if frozen:
+        core = optax.multi_transform({"trained": core, "frozen": optax.set_to_zero()}, label_frozen(frozen))
+    if accumulate_steps == 1:
         return core
-    return optax.multi_transform({"trained": core, "frozen": optax.set_to_zero()}, label_frozen(frozen))
+    return optax.MultiSteps(core, accumulate_steps).gradient_transformation()
 
 
 def is_kernel(params):

@@ -13,7 +13,7 @@ class TrainState:
     checked for shapes.
 
     Attributes:
-        step: number of finished optimizer steps, int32 scalar.
+        step: number of finished steps, each of one batch, int32 scalar.
         params: the variables that `Module.apply` reads, a nested dictionary.
         opt_state: state of the optax transformation.
     """

@@ -33,12 +33,14 @@ def train_step(
     schedule: optax.Schedule,
     seed: int,
     frozen: tuple[str, ...] = (),
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and the step's scalars.
 
     The random key is a function of the seed and the step alone, so that a resumed run draws what the
     uninterrupted one would have drawn. Parameters under the prefixes `frozen` get no gradient, so that
-    nothing is computed for them on the way back.
+    nothing is computed for them on the way back. With `skip_nonfinite`, a step of which any scalar is not
+    finite, the gradient's norm included, leaves parameters and optimizer as they are.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -59,6 +61,11 @@ def train_step(
         "param_norm": optax.tree.norm(params),
         "update_norm": optax.tree.norm(updates),
     }
+    if skip_nonfinite:
+        finite = jnp.stack([jnp.isfinite(value) for value in scalars.values()]).all()
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scalars
 
 

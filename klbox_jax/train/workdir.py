@@ -2,12 +2,15 @@
 
     config.json      the config that the run was started with
     config.N.json    the configs it had before, where a change was allowed
+    classes.json     names and category ids of the classes that it learns
     versions.json    the libraries and devices it was started on
     weights.json     the file that its parameters were started from, and what became of it
     checkpoints/     see `checkpoints.py`
     metrics.jsonl    see `writer.py`
     tensorboard/     the same numbers as event files
+    profile/         a trace of `config.train.profile_steps`
     eval/<step>/     what the evaluation of a checkpoint wrote
+    calibration/     the temperature of a checkpoint's stds, as <step>.json
 
 Only process 0 of a run writes.
 """
@@ -31,20 +34,48 @@ import klbox_jax
 
 # What may differ between two starts of one run without changing what it learns.
 FREE_FIELDS = (
+    "calibrate",
+    "data.calibration_split",
     "data.num_threads",
     "evaluation",
+    "export",
     "postprocess",
+    "predict",
     "train.eval_every",
+    "train.keep_best",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.profile_steps",
     "train.save_every",
 )
+
+# Fields that configs once did not have, and what runs of that time did: such a run goes on as it began.
+ADDED_FIELDS = {
+    "data.hold_out": 0.0,
+    "data.on_bad_record": "stop",
+    "model.dtype": "float32",
+    "train.accumulate_steps": 1,
+    "train.early_stopping_patience": 0,
+    "train.on_nonfinite": "stop",
+}
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class WorkdirError(ValueError):
     """The folder cannot be used for this run; the message names the folder and the remedy."""
+
+
+@contextlib.contextmanager
+def told_in_one_sentence(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what a full disk, or a place that cannot be written to, raises inside the block into a `WorkdirError`."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(
+            f"{path} cannot be written: {error.strerror or error}; free space on its disk, or make it writable, and "
+            "start again: the same command goes on from the last checkpoint"
+        ) from error
 
 
 class Workdir:
@@ -69,9 +100,19 @@ class Workdir:
         return self.path / "tensorboard"
 
     @property
+    def profile(self) -> pathlib.Path:
+        """The folder of the trace that `config.train.profile_steps` asks for."""
+        return self.path / "profile"
+
+    @property
     def config(self) -> pathlib.Path:
         """The file of the run's config."""
         return self.path / "config.json"
+
+    @property
+    def classes(self) -> pathlib.Path:
+        """The file of the classes: `names` and `category_ids`, in the order of the dense class index."""
+        return self.path / "classes.json"
 
     @property
     def versions(self) -> pathlib.Path:
@@ -86,6 +127,10 @@ class Workdir:
     def eval_dir(self, step: int) -> pathlib.Path:
         """Returns the folder for the results of evaluating the checkpoint of `step`."""
         return self.path / "eval" / str(step)
+
+    def calibration_file(self, step: int) -> pathlib.Path:
+        """Returns the file of the temperature that was fitted to the stds of the checkpoint of `step`."""
+        return self.path / "calibration" / f"{step}.json"
 
     def prepare(
         self,
@@ -115,7 +160,7 @@ class Workdir:
                 old = read_json(self.config)
             except ValueError as error:
                 raise WorkdirError(f"{error}; restore that file or choose another --workdir") from None
-            changes = _differences(old, new)
+            changes = _differences(_with_added_fields(old, new), new)
             bound = [name for name in changes if not _is_free(name, free_fields)]
             lines = "\n".join(f"  {name}: {changes[name]}" for name in bound)
             if bound and not allow_config_change:
@@ -137,7 +182,6 @@ class Workdir:
                 "another --workdir, or vouch for the config with --allow_config_change"
             )
         if is_writer():
-            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.versions, current_versions())
             write_json(self.config, new)
 
@@ -152,9 +196,11 @@ class Workdir:
         if not is_writer():
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / ".lock"
-        with path.open("a+") as file:
+        with told_in_one_sentence(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -164,9 +210,10 @@ class Workdir:
                     f"{self.path} is being trained in by {holder}; wait for it, stop it, or choose another "
                     "--workdir"
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            with told_in_one_sentence(path):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {platform.node()}")
+                file.flush()
             yield
 
     def _check_is_folder(self) -> None:
@@ -216,23 +263,25 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
     Raises:
         ValueError: the value holds something that JSON has no form for, NaN and infinity included.
+        WorkdirError: the disk is full, or the folder cannot be written to.
     """
     path = pathlib.Path(path)
     write_atomically(path, _dump(value, path) + "\n")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces the text of a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replaces the text of a file in one step; raises WorkdirError where that is not possible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with told_in_one_sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -276,6 +325,19 @@ def _differences(old: Any, new: Any, name: str = "") -> dict[str, str]:
     if old == new and isinstance(old, bool) == isinstance(new, bool):
         return {}
     return {name: f"was {_show(old)}, now {_show(new)}"}
+
+
+def _with_added_fields(old: Any, new: Any, prefix: str = "") -> Any:
+    """Fills `ADDED_FIELDS` into a config that lacks them, where the new config has them."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old
+    names = {key: f"{prefix}{key}" for key in new}
+    added = {
+        key: ADDED_FIELDS[name] for key, name in names.items() if name in ADDED_FIELDS and key not in old
+    }
+    return added | {
+        key: _with_added_fields(value, new.get(key), f"{prefix}{key}.") for key, value in old.items()
+    }
 
 
 def _show(value: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from klbox_jax.train.workdir import Workdir, is_writer, write_atomically
+from klbox_jax.train.workdir import Workdir, is_writer, told_in_one_sentence, write_atomically
 
 
 class MetricWriter:
@@ -36,23 +36,27 @@ class MetricWriter:
                 steps is cut away, as it will be recorded again. None only appends, and may do so while
                 another process writes.
             tensorboard: write event files too.
+
+        Raises:
+            WorkdirError: (also from the other methods) the disk is full, or the folder cannot be written to.
         """
+        self._workdir = workdir
         self._file = None
         self._events = None
         if not is_writer():
             return
-        workdir.path.mkdir(parents=True, exist_ok=True)
-        if resume_step is not None and workdir.metrics.exists():
-            _cut_after(workdir.metrics, resume_step)
-        self._file = workdir.metrics.open("a", encoding="utf-8")
-        if _ends_inside_a_line(workdir.metrics):
-            self._file.write("\n")
+        with told_in_one_sentence(workdir.metrics):
+            workdir.path.mkdir(parents=True, exist_ok=True)
+            if resume_step is not None and workdir.metrics.exists():
+                _cut_after(workdir.metrics, resume_step)
+            self._file = workdir.metrics.open("a", encoding="utf-8")
+            if _ends_inside_a_line(workdir.metrics):
+                self._file.write("\n")
         if tensorboard:
-            import tensorboardX  # a tenth of a second that runs without it need not wait for
-
-            self._events = tensorboardX.SummaryWriter(
-                str(workdir.tensorboard), purge_step=None if resume_step is None else resume_step + 1
-            )
+            with told_in_one_sentence(workdir.tensorboard):
+                self._events = _EventFile(
+                    workdir.tensorboard, purge_step=None if resume_step is None else resume_step + 1
+                )
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -81,28 +85,67 @@ class MetricWriter:
         record |= {name: None if name in nonfinite else value for name, value in values.items()}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        with told_in_one_sentence(self._workdir.metrics):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, int(step))
-            self._events.flush()
+            with told_in_one_sentence(self._workdir.tensorboard):
+                self._events.add_scalars(values, int(step))
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
         """Records RGB pictures of a step in the TensorBoard files, if there are any."""
         if self._events is None:
             return
-        for name, image in images.items():
-            self._events.add_image(name, image, int(step), dataformats="HWC")
-        self._events.flush()
+        with told_in_one_sentence(self._workdir.tensorboard):
+            self._events.add_images(images, int(step))
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        file, events = self._file, self._events
         self._file = self._events = None
+        try:
+            if file is not None:
+                with told_in_one_sentence(self._workdir.metrics):
+                    file.close()
+        finally:
+            if events is not None:
+                with told_in_one_sentence(self._workdir.tensorboard):
+                    events.close()
+
+
+class _EventFile:
+    """A TensorBoard file that is written as it is told.
+
+    tensorboardX' own `SummaryWriter` writes from a thread, which a full disk ends; the training would then wait
+    for it forever.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, purge_step: int | None):
+        # A tenth of a second that runs without it need not wait for.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._summary, self._event = summary, Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
+        if purge_step is not None:
+            # TensorBoard hides what was recorded from this step on.
+            self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add_scalars(self, values: Mapping[str, int | float], step: int) -> None:
+        self._write([self._summary.scalar(name, value) for name, value in values.items()], step)
+
+    def add_images(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        self._write([self._summary.image(name, x, dataformats="HWC") for name, x in images.items()], step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, summaries: list[Any], step: int) -> None:
+        for each in summaries:
+            self._writer.write_event(self._event(summary=each, step=step, wall_time=time.time()))
+        self._writer.flush()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

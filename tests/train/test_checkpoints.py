@@ -94,18 +94,75 @@ def test_keeps_the_newest_steps(tmp_path):
         Checkpoints(tmp_path, max_to_keep=0)
 
 
+def folders(path):
+    """Names of what lies in the folder, but for the mark that there was a save."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name != ".saved_before")
+
+
 def test_nothing_is_deleted_before_the_new_digests_exist(tmp_path, monkeypatch):
     def fail(path, value):
-        raise OSError("no space left")
+        assert folders(tmp_path) == ["1", "2"]
+        raise OSError(28, "No space left on device")
 
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(make_state(1))
         monkeypatch.setattr("klbox_jax.train.checkpoints.write_json", fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"^{tmp_path / '2'} cannot be saved: .*No space left.*those before it are as they were \(steps 1\)",
+        ):
             checkpoints.save(make_state(2))
+    # What the failed save took is free again.
+    assert folders(tmp_path) == ["1"]
     assert find_fault(tmp_path / "1") is None
-    assert find_fault(tmp_path / "2") == "digests.json is missing, so the save was cut short"
     assert int(restore(tmp_path).step) == 1
+
+
+def test_a_full_disk_as_tensorstore_tells_of_it(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(make_state(1))
+        original = checkpoints._manager.save
+
+        def fail(step, **arguments):
+            (tmp_path / f"{step}.orbax-checkpoint-tmp" / "d").mkdir(parents=True)
+            raise ValueError(
+                "RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']"
+            )
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(
+            CheckpointError, match=r"cannot be saved: RESOURCE_EXHAUSTED: .*free space on the disk"
+        ):
+            checkpoints.save(make_state(2))
+        assert folders(tmp_path) == ["1"]
+        # There is space again.
+        monkeypatch.setattr(checkpoints._manager, "save", original)
+        checkpoints.save(make_state(2))
+    assert folders(tmp_path) == ["2"]
+
+
+def test_a_protected_step_stays_until_another_is_protected(tmp_path):
+    with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
+        checkpoints.save(make_state(1))
+        checkpoints.protect(1)
+        for step in (2, 3, 4):
+            checkpoints.save(make_state(step))
+        assert checkpoints.steps() == [1, 3, 4]
+        checkpoints.protect(3)
+        checkpoints.save(make_state(5))
+        checkpoints.save(make_state(6))
+        assert checkpoints.steps() == [3, 5, 6]
+    assert find_fault(tmp_path / "3") is None
+
+
+def test_a_lost_proof_is_no_interrupted_first_save(tmp_path):
+    """The only checkpoint of a run that has lost its digests: an error, not step 0."""
+    save_all(tmp_path, [1, 2], max_to_keep=1)
+    (tmp_path / "2" / "digests.json").unlink()
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"none .* is sound \(steps 2.*to start from step 0"):
+            restore(tmp_path)
+    assert folders(tmp_path) == ["2"]
 
 
 def test_saving_the_same_step_twice_saves_once(tmp_path):
@@ -167,13 +224,13 @@ def test_falls_back_to_the_newest_sound_checkpoint_and_says_why(tmp_path, caplog
         assert str(damaged.relative_to(tmp_path / "3")) in messages[1]
         assert len(messages) == 2
         # The damaged ones are out of the way but not lost, and their steps can be saved again.
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "3.unsound", "4.unsound"]
+        assert folders(tmp_path) == ["1", "2", "3.unsound", "4.unsound"]
         checkpoints.save(make_state(3))
         assert checkpoints.steps() == [2, 3]
     assert int(restore(tmp_path).step) == 3
     flip(largest_file(tmp_path / "3"))
     assert int(restore(tmp_path).step) == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3.unsound", "3.unsound-2", "4.unsound"]
+    assert folders(tmp_path) == ["2", "3.unsound", "3.unsound-2", "4.unsound"]
 
 
 def test_no_sound_checkpoint_is_an_error_and_not_a_restart(tmp_path):
@@ -268,7 +325,7 @@ def test_a_killed_save_costs_only_itself(tmp_path, where, left):
     environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert folders(tmp_path) == left
     state = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, {})
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         assert not list(tmp_path.glob("*tmp*"))
@@ -284,6 +341,7 @@ def test_a_run_killed_inside_its_first_save_begins_anew(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(make_state(1))
     (tmp_path / "1" / "digests.json").unlink()
+    (tmp_path / ".saved_before").unlink()
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         assert checkpoints.latest_step() is None
         checkpoints.save(make_state(1))

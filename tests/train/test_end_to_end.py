@@ -23,12 +23,13 @@ from klbox_jax.train.writer import read_metrics
 from tests.thin import scenes_config
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Trains as the command line does, and dies when it asks for the sixth batch: the fifth step is then
-# running, the fourth is recorded, the third is saved.
+# Trains as the command line does. Told to stop in its second step, it ends with a status; started again, it goes on
+# from there, and is killed when it asks for the sixth batch: the fifth step is then running, the fourth is recorded,
+# the third is saved.
 KILLED = """
 import os, signal, sys
 from absl import flags
-from klbox_jax.main import run
+from klbox_jax.main import exit_with_one_line, run
 from klbox_jax.train import loop
 from tests.thin import scenes_config
 
@@ -40,14 +41,20 @@ class Deadly:
         self.batches, self.count = batches, 0
     def __next__(self):
         self.count += 1
-        if self.count == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.count == death[0]:
+            os.kill(os.getpid(), death[1])
         return next(self.batches)
     def close(self):
         self.batches.close()
 
 loop.train_batches = lambda *args, **kwargs: Deadly(original(*args, **kwargs))
-run(scenes_config("loss=kl", **{"data.root": sys.argv[1]}), sys.argv[2], "train")
+config = scenes_config("loss=kl", **{"data.root": sys.argv[1]})
+program = exit_with_one_line(lambda argv: run(config, sys.argv[2], "train"))
+for death in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
+    try:
+        program(["program"])
+    except SystemExit as stop:
+        print("status", stop.code, os.listdir(sys.argv[2] + "/checkpoints"), flush=True)
 """
 
 
@@ -70,7 +77,7 @@ def straight(folder, config):
 
 @pytest.fixture(scope="module")
 def killed(folder, config, straight):
-    """The folder of a run that was killed after its fifth step."""
+    """The folder of a run that was told to stop in its second step, resumed, and killed after its fifth."""
     variables = {
         "JAX_NUM_CPU_DEVICES": "4",
         "JAX_PLATFORMS": "cpu",
@@ -86,6 +93,10 @@ def killed(folder, config, straight):
         timeout=300,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
+    (line,) = process.stdout.splitlines()
+    assert line.startswith("status 143 [")
+    assert "'2'" in line
+    assert f"stopped by SIGTERM: {folder / 'killed'} is at step 2 of 6, which is saved" in process.stderr
     return Workdir(folder / "killed")
 
 
@@ -159,9 +170,9 @@ def test_the_evaluation_of_a_run(straight, config):
     assert [record["step"] for record in logged] == [6]
 
 
-def test_a_killed_run_goes_on_bit_for_bit(straight, killed, config, tmp_path):
+def test_a_stopped_and_killed_run_goes_on_bit_for_bit(straight, killed, config, tmp_path):
     workdir = copied(killed, tmp_path / "resumed")
-    assert Checkpoints(workdir.checkpoints, max_to_keep=2).steps() == [3]
+    assert Checkpoints(workdir.checkpoints, max_to_keep=2).steps() == [2, 3]
     assert [record["step"] for record in training_records(workdir)] == [1, 2, 3, 4]
     run(config, str(workdir.path), "train")
     expected = final_state(config, straight[0])
@@ -217,6 +228,7 @@ def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
     class Recorder:
         job: Job
         settings: dict
+        preemption: object
 
         def __call__(self, params, step):
             seen.append((self.settings, params, step))

@@ -137,6 +137,55 @@ def test_what_is_frozen_has_no_part_in_the_norm():
     np.testing.assert_allclose(after["head"]["kernel"], [[1.94, 1.92]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_two_gradients_make_the_update_of_their_mean(name):
+    fields = {
+        "name": name,
+        "weight_decay": 0.5,
+        "momentum": 0.9,
+        "clip_norm": 1.0,
+        "frozen": ("backbone/stem",),
+    }
+    first = gradients_of(stem=7.0, stem2=0.3, kernel=(3.0, -1.0), bias=0.5)
+    second = gradients_of(stem=-2.0, stem2=0.1, kernel=(1.0, 2.0), bias=-0.1)
+    mean = gradients_of(stem=2.5, stem2=0.2, kernel=(2.0, 0.5), bias=0.2)
+    optimizer = optimizer_of(**fields, accumulate_steps=2)
+    expected = updates_of(optimizer_of(**fields), PARAMS, mean, first)
+    found = updates_of(optimizer, PARAMS, first, second, first, first)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    # The first of two changes nothing at all.
+    jax.tree.map(np.testing.assert_array_equal, updates_of(optimizer, PARAMS, first), jax.device_get(PARAMS))
+
+
+def test_the_mean_of_two_gradients_by_hand():
+    optimizer = optimizer_of(clip_norm=1.0, momentum=0.5, accumulate_steps=2)
+    gradients = [gradients_of(bias=bias) for bias in (6.0, -5.0, 0.1, 0.3)]
+    # Means 0.5 and 0.2, neither of which is clipped, though 6 and -5 would be. Velocities 0.5, and 0.25 + 0.2.
+    after = updates_of(optimizer, PARAMS, *gradients)
+    np.testing.assert_allclose(after["head"]["bias"], [2 - 0.1 * 0.5 - 0.1 * 0.45], rtol=1e-6)
+
+
+def test_the_rate_of_accumulated_gradients_counts_updates():
+    rates = optax.piecewise_constant_schedule(1.0, {1: 0.1})
+    optimizer = make_optimizer(
+        name="sgd",
+        schedule=rates,
+        weight_decay=0.0,
+        momentum=0.0,
+        clip_norm=0.0,
+        frozen=(),
+        accumulate_steps=3,
+    )
+    # Six gradients of 0.5: an update at rate 1, and one at rate 0.1.
+    after = updates_of(optimizer, PARAMS, *[gradients_of(bias=0.5)] * 6)
+    np.testing.assert_allclose(after["head"]["bias"], [2 - 0.5 - 0.05], rtol=1e-6)
+
+
+def test_one_gradient_to_an_update_is_the_plain_optimizer():
+    state = optimizer_of(momentum=0.9, accumulate_steps=1).init(PARAMS)
+    assert jax.tree.structure(state) == jax.tree.structure(optimizer_of(momentum=0.9).init(PARAMS))
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"config.optimizer.name = 'lion' is unknown; choose adamw or sgd"):
         optimizer_of(name="lion")

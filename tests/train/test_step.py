@@ -1,8 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from klbox_jax.train.step import stop_frozen
+from klbox_jax.train.optimizer import make_optimizer
+from klbox_jax.train.step import create_state, stop_frozen, train_step
+from tests.thin import random_batch
+from tests.train.toy import toy
 
 
 def test_frozen_parameters_get_no_gradient():
@@ -18,3 +23,90 @@ def test_frozen_parameters_get_no_gradient():
     # A prefix ends at a whole name: stem2 is not stem.
     np.testing.assert_array_equal(grads["backbone"]["stem2"], [2.0, 2.0])
     np.testing.assert_array_equal(grads["head"], [2.0, 2.0, 2.0])
+
+
+def parts(*, accumulate_steps=1, skip_nonfinite=False):
+    """A step of the toy, which fails on image 1 of a batch, its first state and two batches."""
+    optimizer = make_optimizer(
+        name="adamw",
+        schedule=optax.constant_schedule(0.1),
+        weight_decay=0.01,
+        momentum=0.9,
+        clip_norm=1.0,
+        frozen=(),
+        accumulate_steps=accumulate_steps,
+    )
+    model = toy(nan_on=(1,))
+    batches = [random_batch(size=4, canvas=(8, 8), seed=seed) for seed in range(2)]
+    batches = [batch.replace(image_id=batch.image_id + 2) for batch in batches]
+    state = create_state(model, optimizer, batch=batches[0], seed=0)
+
+    def step(state, batch):
+        return train_step(
+            state,
+            batch,
+            model=model,
+            optimizer=optimizer,
+            schedule=optax.constant_schedule(0.1),
+            seed=0,
+            skip_nonfinite=skip_nonfinite,
+        )
+
+    return jax.jit(step), model, optimizer, state, batches
+
+
+def same_bits(left, right):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_two_batches_make_one_update_of_their_mean_gradient():
+    step, model, _, state, batches = parts(accumulate_steps=2)
+
+    def gradient(number):
+        key = jax.random.fold_in(jax.random.key(0), number)
+
+        def loss(params):
+            outputs = model.apply({"params": params}, batches[number], key, method="train_forward")
+            return sum(outputs.losses.values())
+
+        return jax.grad(loss)(state.params)
+
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, gradient(0), gradient(1))
+    plain = parts()[2]
+    updates, _ = plain.update(mean, plain.init(state.params), state.params)
+    expected = optax.apply_updates(state.params, updates)
+
+    half, _ = step(state, batches[0])
+    same_bits(half.params, state.params)
+    whole, _ = step(half, batches[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole.params, expected)
+    assert int(whole.step) == 2
+    assert (
+        max(
+            np.abs(a - b).max()
+            for a, b in zip(*map(jax.tree.leaves, (whole.params, state.params)), strict=True)
+        )
+        > 0.01
+    )
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_skipped_step_changes_nothing_but_its_number(accumulate_steps):
+    step, _, _, state, (good, other) = parts(accumulate_steps=accumulate_steps, skip_nonfinite=True)
+    state, _ = step(state, good)
+    bad = other.replace(image_id=np.arange(4, dtype=np.int32))
+    after, scalars = step(state, bad)
+    assert not np.isfinite(scalars["total_loss"])
+    assert int(after.step) == int(state.step) + 1 == 2
+    same_bits((after.params, after.opt_state), (state.params, state.opt_state))
+    # And the next one trains on.
+    _, scalars = step(after, other)
+    assert all(np.isfinite(value) for value in scalars.values())
+    assert float(scalars["update_norm"]) > 0
+
+
+def test_a_step_that_may_be_skipped_is_otherwise_the_same():
+    step, _, _, state, (batch, _) = parts()
+    skipping = parts(skip_nonfinite=True)[0]
+    same_bits(skipping(state, batch), step(state, batch))

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -99,6 +100,34 @@ def test_free_fields_change_freely(tmp_path):
     workdir.prepare(changed(data__num_threads=7, data__name="coco"), free_fields=("data",))
     with pytest.raises(WorkdirError, match=r"data.name: was .coco., now .scenes."):
         workdir.prepare(CONFIG, free_fields=("data.num_threads", "data.na"))
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    workdir = Workdir(tmp_path / "run")
+    monkeypatch.setattr(pathlib.Path, "mkdir", fail)
+    for use in (lambda: workdir.prepare(CONFIG), lambda: workdir.lock().__enter__()):
+        with pytest.raises(
+            WorkdirError, match=r"/run/.* cannot be written: Read-only file system; .*make it writable"
+        ):
+            use()
+
+
+def test_a_run_that_is_older_than_a_field_goes_on(tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.prepare(CONFIG | {"train": {"batch_size": 4}})
+    now = {"batch_size": 4, "accumulate_steps": 1, "early_stopping_patience": 0, "on_nonfinite": "stop"}
+    model = CONFIG["model"] | {"dtype": "float32"}
+    workdir.prepare(CONFIG | {"train": now, "model": model})
+    # But not as something else than it was.
+    with pytest.raises(WorkdirError, match=r"train\.accumulate_steps: was 1, now 2"):
+        workdir.prepare(CONFIG | {"train": now | {"accumulate_steps": 2}})
+    # Nor is it forgotten what a newer run was started with.
+    workdir.prepare(CONFIG | {"train": now | {"accumulate_steps": 2}}, allow_config_change=True)
+    with pytest.raises(WorkdirError, match=r"train\.accumulate_steps: was 2, now 1"):
+        workdir.prepare(CONFIG | {"train": now})
 
 
 def test_a_file_in_the_way(tmp_path):
@@ -216,10 +245,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_json(path, {"AP": 1.0})
 
     def fail(descriptor):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(
+        WorkdirError, match=rf"^{path} cannot be written: No space left on device; free space .* start again"
+    ):
         write_json(path, {"AP": 2.0})
     assert read_json(path) == {"AP": 1.0}
     assert list(tmp_path.iterdir()) == [path]

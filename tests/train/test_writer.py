@@ -1,7 +1,9 @@
+import errno
 import io
 import json
 import logging
 import math
+import pathlib
 import subprocess
 import sys
 
@@ -9,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.record_writer import RecordWriter, masked_crc32c
 
 from klbox_jax.train import writer as writer_module
-from klbox_jax.train.workdir import Workdir
+from klbox_jax.train.workdir import Workdir, WorkdirError
 from klbox_jax.train.writer import MetricWriter, Progress, read_metrics
 
 
@@ -125,6 +127,44 @@ def test_scalars_and_images_reach_tensorboard(tmp_path):
         writer.write(8, {"train/loss": 0.25})
     starts = [e.step for e in events_of(workdir) if e.session_log.status == event_pb2.SessionLog.START]
     assert starts == [8]  # TensorBoard hides what was recorded from step 8 on before the resumption
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_in_one_sentence_wherever_it_shows(tmp_path, monkeypatch):
+    """TensorBoard's file included, whose library would wait for a dead thread forever."""
+    workdir = Workdir(tmp_path)
+    writer = MetricWriter(workdir)
+    for _ in range(12):
+        writer.write(1, {"a": 1.0})
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(
+        WorkdirError, match=rf"^{workdir.tensorboard} cannot be written: No space left on device; fr"
+    ):
+        writer.write(2, {"a": 1.0})
+    close = RecordWriter.close
+
+    def close_and_fail(self):
+        close(self)
+        full()
+
+    monkeypatch.setattr(RecordWriter, "close", close_and_fail)
+    with pytest.raises(WorkdirError, match=r"tensorboard cannot be written"):
+        writer.close()
+    monkeypatch.setattr(pathlib.Path, "open", full)
+    with pytest.raises(WorkdirError, match=rf"^{workdir.metrics} cannot be written: No space left"):
+        MetricWriter(workdir, tensorboard=False)
+
+
+def test_two_files_of_one_second_do_not_replace_each_other(tmp_path):
+    workdir = Workdir(tmp_path)
+    for step in range(3):
+        with MetricWriter(workdir) as writer:
+            writer.write(step, {"a": 1.0})
+    assert len(list(workdir.tensorboard.iterdir())) == 3
+    assert [event.step for event in events_of(workdir) if event.summary.value] == [0, 1, 2]
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

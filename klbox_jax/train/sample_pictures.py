@@ -1,0 +1,51 @@
+"""A few images of the evaluation with what was found in them, for TensorBoard."""
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from klbox_jax.data.source import DataError, Source
+from klbox_jax.report.pictures import draw_detections, shrink
+
+# Detections below this score are not drawn.
+MIN_SCORE = 0.3
+# A larger image is shrunk.
+LONG_SIDE = 800
+
+
+def draw_samples(source: Source, results: list[dict], *, count: int) -> dict[str, UInt8[ndarray, "_ _ 3"]]:
+    """Returns pictures by image id: boxes in their bands of one and two stds, true boxes dashed.
+
+    The images are spread evenly over the set, the same ones at each evaluation. One that cannot be read is left out.
+
+    Args:
+        source: the evaluation set.
+        results: entries of a COCO results file, with `bbox_std` where the detector has variances.
+        count: pictures, at most as many as there are images.
+    """
+    class_of = dict(zip(source.category_ids, source.class_names, strict=True))
+    indices = np.linspace(0, len(source.records) - 1, min(count, len(source.records)))
+    pictures = {}
+    for index in indices.astype(int).tolist():
+        record = source.records[index]
+        try:
+            image = shrink(source.load_image(index), long_side=LONG_SIDE)
+        except DataError:  # the loader has told
+            continue
+        scale = np.tile([image.shape[1] / record.width, image.shape[0] / record.height], 2)[None]
+        found = [r for r in results if r["image_id"] == record.image_id and r["score"] >= MIN_SCORE]
+        boxes = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        stds = None
+        if all("bbox_std" in r for r in found):
+            stds = np.array([r["bbox_std"] for r in found], np.float64).reshape(-1, 4) * scale
+        pictures[str(record.image_id)] = draw_detections(
+            image,
+            boxes * scale,
+            [class_of[r["category_id"]] for r in found],
+            np.array([r["score"] for r in found], np.float64),
+            stds,
+            gt_boxes=record.boxes.astype(np.float64) * scale,
+            class_names=source.class_names,
+        )
+    return pictures

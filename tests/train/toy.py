@@ -1,0 +1,101 @@
+"""A detector that is one matrix: what a training loop needs, traced and compiled in no time."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, TrainOutputs
+from klbox_jax.train import job as job_module
+from klbox_jax.train import loop
+from klbox_jax.train.job import Job
+from klbox_jax.train.workdir import Workdir
+from tests.coco_folder import write_folder
+from tests.thin import coco_config, thin_model
+
+
+class Toy(GeneralizedRCNN):
+    """Guesses the number of objects from the mean colour; draws a number too, as the sampling of anchors does.
+
+    `nan_on` are ids of images on which the loss is not a number.
+    """
+
+    nan_on: tuple[int, ...] = ()
+
+    @nn.compact
+    def train_forward(self, batch, key, step=None):
+        kernel = self.param("kernel", nn.initializers.normal(0.1), (3, 2))
+        bias = self.param("bias", nn.initializers.zeros, (2,))
+        colour = batch.images.astype(jnp.float32).mean((1, 2)) / 255.0
+        guess = (colour @ kernel + bias[None]).sum(1) + 0.1 * jax.random.normal(key)
+        loss = jnp.square(guess - batch.gt.valid.sum(1)).mean()
+        if self.nan_on:
+            # The gradient is not one either.
+            loss *= jnp.where(jnp.isin(batch.image_id, jnp.array(self.nan_on)).any(), jnp.nan, 1.0)
+        return TrainOutputs(losses={"loss_box_reg": loss}, metrics={})
+
+
+def toy(nan_on=()):
+    model = thin_model("loss=kl")
+    return Toy(
+        backbone=model.backbone, fpn=model.fpn, rpn=model.rpn, roi_heads=model.roi_heads, nan_on=nan_on
+    )
+
+
+def toy_config(folder, **fields):
+    """18 images of one canvas; 5 steps are an epoch and two images more."""
+    root = folder / "pond"
+    if not root.exists():
+        write_folder(root, images_per_shape=6)
+    defaults = {
+        "train.batch_size": 4,
+        "train.num_steps": 6,
+        "train.log_every": 1,
+        "data.num_threads": 1,
+        "data.canvases": ((96, 96),),
+        "optimizer.warmup_steps": 2,
+        "optimizer.decay_at": (),
+    }
+    return coco_config(root, "loss=kl", **(defaults | fields))
+
+
+def toy_job(folder, name="run", *, nan_on=(), **fields):
+    """A job of which `check` has seen that it is sound."""
+    job = Job(config=toy_config(folder, **fields), workdir=Workdir(folder / name))
+    job.__dict__["model"] = toy(nan_on)
+    job.check([], train=True, evaluate=True)
+    return job
+
+
+_SHARED = {}
+
+
+def share_programs(monkeypatch):
+    """Lets runs share what they trace; their configs differ in nothing else that goes into it."""
+    optimizer_of, step_of, state_of = loop._optimizer, loop.compile_train_step, loop.create_state
+
+    def shared(make, *key):
+        if key not in _SHARED:
+            _SHARED[key] = make()
+        return _SHARED[key]
+
+    def optimizer(job):
+        return shared(lambda: optimizer_of(job), job.config.train.accumulate_steps, job.total_steps)
+
+    def step(mesh, **static):
+        key = (static["model"], id(static["optimizer"]), static["skip_nonfinite"])
+        return shared(lambda: step_of(mesh, **static), *key)
+
+    def state(model, optimizer, **others):
+        # Copied, because a step takes the memory of the state that it is given.
+        return jax.tree.map(
+            jnp.copy, shared(lambda: state_of(model, optimizer, **others), model, id(optimizer))
+        )
+
+    monkeypatch.setattr(loop, "_optimizer", optimizer)
+    monkeypatch.setattr(loop, "compile_train_step", step)
+    monkeypatch.setattr(loop, "create_state", state)
+
+
+def use_toy(monkeypatch, nan_on=()):
+    """Makes `run` train the toy."""
+    monkeypatch.setattr(job_module, "build_model", lambda *_, **__: toy(nan_on))
