@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "weights": NETWORK,
     "data": {"structures"},
     "evaluation": NETWORK | {"weights", "data"},
-    "report": set(),
+    "report": {"data", "evaluation"},
     "train": NETWORK | {"weights", "data", "evaluation", "report"},
     "serving": NETWORK | {"weights", "data", "evaluation", "report", "train"},
     "main": NETWORK | {"weights", "data", "evaluation", "report", "train", "serving"},

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from klbox_jax.distributed import batch_sharding, put_batch, replicated
+from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
 from klbox_jax.postprocess.detect import detect, unscale
@@ -40,7 +40,7 @@ def detect_batch(
     """Returns the detections of a batch whose raw predictions are known, in pixels of the files."""
     heads = model.roi_heads
 
-    def single(boxes, proposals, image_size, pyramid):
+    def single(boxes, proposals, image_size, scale, pyramid):
         def predict_iou(boxes, classes):
             return model.apply({"params": params}, pyramid, boxes, classes, method="predict_iou")
 
@@ -52,9 +52,12 @@ def detect_batch(
             box_coder=heads.box_coder,
             variance_of=heads.box_loss.variance_of,
             predict_iou=None if heads.iou_head is None else predict_iou,
+            scale=scale,
         )
 
-    found = jax.vmap(single)(predictions.boxes, predictions.proposals, batch.image_size, predictions.pyramid)
+    found = jax.vmap(single)(
+        predictions.boxes, predictions.proposals, batch.image_size, batch.scale, predictions.pyramid
+    )
     if heads.mask_head is not None:
         masks = model.apply(
             {"params": params}, predictions.pyramid, found.boxes, found.classes, method="predict_masks"
@@ -91,7 +94,7 @@ class Evaluator:
     def __call__(
         self, params, batches: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda finished: None
     ) -> dict[str, list[dict]]:
-        """Returns the results of each setting, in the order of the images.
+        """Returns the results of each setting, in the order of the images; with several processes, in all of them.
 
         The host reads a batch's detections while the device works on the next one.
         """
@@ -109,11 +112,11 @@ class Evaluator:
         return results
 
     def _collect(self, results: dict[str, list[dict]], batch: Batch, detections: dict[str, Detections]):
-        for name, found in jax.device_get(detections).items():
-            image_id, valid = np.asarray(batch.image_id), np.asarray(batch.valid)
-            # Height and width of the file; a padding image may have scale 0.
-            scale = np.where(batch.scale > 0, batch.scale, 1.0)[:, ::-1]
-            image_sizes = np.rint(np.asarray(batch.image_size) / scale).astype(int)
+        # Each process knows the images of its own share, and every one of them writes down all detections.
+        image_id, valid, scale, size = gather((batch.image_id, batch.valid, batch.scale, batch.image_size))
+        # Height and width of the file; a padding image may have scale 0.
+        image_sizes = np.rint(size / np.where(scale > 0, scale, 1.0)[:, ::-1]).astype(int)
+        for name, found in gather(detections).items():
             results.setdefault(name, []).extend(
                 to_coco_results(found, image_id, valid, self.category_ids, image_sizes=image_sizes)
             )

@@ -10,7 +10,7 @@ from numpy import ndarray
 from scipy.stats import spearmanr
 
 # The worst edge of a box is clear if its true std is at least this multiple of the next one's.
-CLEARLY_WORST = 2.0
+CLEARLY_WORST = 1.5
 
 
 def spearman(a: Float[ndarray, " n"], b: Float[ndarray, " n"]) -> float | None:

@@ -1,13 +1,15 @@
-"""Curves for a report: average precision over IoU, and losses over training."""
+"""Figures of a report: average precision over IoU and sigma_t, predicted stds against what they foretell."""
 
-import json
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy import ndarray
 
 # Okabe and Ito's colours on white: black for the baseline, and no yellow.
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
@@ -94,46 +96,92 @@ def plot_ap_over_sigma_t(
     _save(figure, path)
 
 
-def plot_loss_curves(
-    runs: Mapping[str, str | os.PathLike],
+def plot_reliability(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
     path: str | os.PathLike,
     *,
-    keys: Sequence[str] = ("loss",),
-    title: str = "",
+    levels: Sequence[float],
+    title: str,
 ) -> None:
-    """Draws scalars of training over the step, one panel for each key and one line for each run.
+    """Draws the share of labels below each predicted quantile over the quantile's level; calibrated is the diagonal.
 
     Args:
-        runs: name of each run and its `metrics.jsonl`, one JSON object with a `step` on each line. Lines
-            without a key are skipped; of several lines for one step (a resumed run) the last counts.
+        panels: by the panel's title, the shares at each level by the edge's name.
         path: the PNG file to write.
-        keys: what to draw.
+        levels: of the quantiles, 0 to 1.
         title: printed above.
 
     Raises:
-        ValueError: no run, no key, or a file that never has a key.
+        ValueError: no panels, or a curve without a share for each level.
     """
-    if not runs or not keys:
-        raise ValueError("nothing to plot: no runs or no keys")
-    figure, panels = _figure(len(keys), title=title)
-    for i, (name, source) in enumerate(runs.items()):
-        lines = _read_lines(source)
-        for key, axes in zip(keys, panels, strict=True):
-            values = {line["step"]: line[key] for line in lines if key in line}
-            if not values:
-                found = sorted({other for line in lines for other in line} - {"step"})
-                raise ValueError(f"{source}: no line has {key!r}; there are {', '.join(found) or 'none'}")
-            steps = sorted(values)
-            curve = [values[step] for step in steps]
-            axes.plot(steps, curve, color=COLORS[i % len(COLORS)], linewidth=1.2, label=name)
-    for key, axes in zip(keys, panels, strict=True):
-        axes.set_xlabel("step")
-        axes.set_ylabel(key)
-    panels[0].legend(frameon=False, fontsize=8.5)
+    if not panels:
+        raise ValueError("nothing to plot: no panels")
+    figure, all_axes = _figure(len(panels), title=title, zero_line=False)
+    for axes, (name, curves) in zip(all_axes, panels.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
+        for i, edge in enumerate(sorted(curves)):  # of one colour in all panels
+            curve = curves[edge]
+            if len(curve) != len(levels):
+                raise ValueError(
+                    f"{name}, {edge}: {len(levels)} levels need as many shares, not {len(curve)}"
+                )
+            style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
+            axes.plot(levels, curve, label=edge, markersize=3.5, markeredgewidth=0, linewidth=1.2, **style)
+        axes.set_title(name, fontsize=9.5)
+        axes.set_xlabel("level of the predicted quantile")
+        axes.set_ylabel("share of labels below it")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+    all_axes[0].legend(frameon=False, fontsize=8.5, loc="upper left")
     _save(figure, path)
 
 
-def _figure(num_panels: int, *, title: str) -> tuple[Figure, list[Axes]]:
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """A panel of points.
+
+    Attributes:
+        xs, ys: one of each for every point.
+        x_label, y_label: of the axes.
+        title: above the panel.
+        is_ratio: compare y with x: both axes logarithmic and alike, with the diagonal drawn. Points that are not
+            positive are left out.
+    """
+
+    xs: Float[ndarray, " n"]
+    ys: Float[ndarray, " n"]
+    x_label: str
+    y_label: str
+    title: str
+    is_ratio: bool = False
+
+
+def plot_scatters(panels: Sequence[Scatter], path: str | os.PathLike, *, title: str) -> None:
+    """Draws clouds of points beside each other; raises ValueError where there is no panel."""
+    if not panels:
+        raise ValueError("nothing to plot: no panels")
+    figure, all_axes = _figure(len(panels), title=title, zero_line=False)
+    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+        xs, ys = panel.xs, panel.ys
+        if panel.is_ratio:
+            positive = (xs > 0) & (ys > 0)
+            xs, ys = xs[positive], ys[positive]
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_aspect("equal")
+            axes.axline((1, 1), (10, 10), color="0.6", linewidth=0.8, linestyle="--")
+        else:
+            axes.margins(0.03)
+        color = COLORS[(i + 1) % len(COLORS)]
+        axes.plot(xs, ys, linestyle="", marker=".", markersize=3, markeredgewidth=0, color=color)
+        axes.set_title(panel.title, fontsize=9.5)
+        axes.set_xlabel(panel.x_label)
+        axes.set_ylabel(panel.y_label)
+    _save(figure, path, dpi=100)  # points hardly compress
+
+
+def _figure(num_panels: int, *, title: str, zero_line: bool = True) -> tuple[Figure, list[Axes]]:
     # No pyplot: it keeps every figure alive and picks a window system.
     figure = Figure(figsize=(4.8 * num_panels, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -142,19 +190,14 @@ def _figure(num_panels: int, *, title: str) -> tuple[Figure, list[Axes]]:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.8)
-        axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
+        if zero_line:
+            axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
         axes.set_axisbelow(True)
     if title:
         figure.suptitle(title, fontsize=11)
     return figure, panels
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def _save(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> None:
     # Without the metadata the same curves give the same bytes.
-    figure.savefig(path, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
-
-
-def _read_lines(path: str | os.PathLike) -> list[dict]:
-    with open(path, encoding="utf-8") as file:
-        # A line without its end is one that a killed run did not finish.
-        return [json.loads(line) for line in file if line.endswith("\n") and line.strip()]
+    figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})

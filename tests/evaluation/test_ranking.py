@@ -68,9 +68,9 @@ def test_an_oracle_has_no_sparsification_error():
 def test_worst_edge_by_hand():
     true_stds = np.array(
         [
-            [1, 4, 2, 1],  # y1, just clear
+            [1, 3, 2, 1],  # y1, just clear
             [1, 1, 1, 3],  # y2
-            [1, 3.9, 2, 1],  # not clear
+            [1, 2.9, 2, 1],  # not clear
             [5, 1, 1, 1],  # x1
             [0, 0, 0, 0],  # no noise at all
             [0, 0, 1, 0],  # x2

@@ -1,11 +1,17 @@
-import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from klbox_jax.report.plots import plot_ap_over_iou, plot_ap_over_sigma_t, plot_loss_curves
+from klbox_jax.report.plots import (
+    Scatter,
+    plot_ap_over_iou,
+    plot_ap_over_sigma_t,
+    plot_reliability,
+    plot_scatters,
+)
 
 CURVE = [45, 43, 41, 38, 34, 29, 23, 15, 7, 1]
 
@@ -14,11 +20,6 @@ def size_of(path):
     with Image.open(path) as file:
         file.load()
         return file.size
-
-
-def write_lines(path, lines, *, tail=""):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
-    return path
 
 
 def test_ap_over_iou(tmp_path):
@@ -56,34 +57,36 @@ def test_ap_over_sigma_t(tmp_path):
             plot_ap_over_sigma_t(rows, tmp_path / "three.png", **options)
 
 
-def test_loss_curves(tmp_path):
-    kl = write_lines(
-        tmp_path / "kl.jsonl",
-        [{"step": 10, "loss": 3.0, "box": 1}, {"step": 20, "AP": 5.0}, {"step": 20, "loss": 2.0, "box": 2}],
-        tail='{"step": 30, "lo',
-    )
-    plot_loss_curves({"kl": kl}, tmp_path / "one.png", keys=("loss", "box"), title="Losses")
-    one, two = size_of(tmp_path / "one.png"), tmp_path / "two.png"
-    plot_loss_curves({"kl": kl, "again": kl}, two)
-    assert one[0] == 2 * size_of(two)[0]
+def test_reliability(tmp_path):
+    levels = [0.25, 0.5, 0.75]
+    curves = {"x1": [0.2, 0.5, 0.8], "y1": levels}
+    backwards = dict(reversed(curves.items()))
+    plot_reliability({"raw": curves, "calibrated": curves}, tmp_path / "one.png", levels=levels, title="t")
+    plot_reliability({"raw": curves, "calibrated": backwards}, tmp_path / "two.png", levels=levels, title="t")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    width, height = size_of(tmp_path / "one.png")
+    assert width > 1.5 * height > 600
+    with pytest.raises(ValueError, match="raw, x1: 3 levels need as many shares, not 2"):
+        plot_reliability({"raw": {"x1": [0.1, 0.2]}}, tmp_path / "x.png", levels=levels, title="")
+    with pytest.raises(ValueError, match="no panels"):
+        plot_reliability({}, tmp_path / "x.png", levels=levels, title="")
 
 
-def test_the_last_line_of_a_step_counts(tmp_path):
-    whole = write_lines(tmp_path / "a.jsonl", [{"step": i, "loss": 9 - i} for i in (1, 2, 3)])
-    resumed = write_lines(
-        tmp_path / "b.jsonl", [{"step": s, "loss": v} for s, v in ((1, 8), (2, 99), (2, 7), (3, 6))]
-    )
-    plot_loss_curves({"run": whole}, tmp_path / "a.png")
-    plot_loss_curves({"run": resumed}, tmp_path / "b.png")
+def test_scatters(tmp_path):
+    def panel(xs, ys, **options):
+        xs, ys = np.array(xs, float), np.array(ys, float)
+        return Scatter(xs=xs, ys=ys, x_label="score", y_label="IoU", title="kl", **options)
+
+    plot_scatters([panel([0.1, 0.9], [0.5, 0.8])] * 2, tmp_path / "two.png", title="t")
+    width, height = size_of(tmp_path / "two.png")
+    assert width > 1.5 * height > 500
+    # What is not positive has no place on a logarithmic axis.
+    plot_scatters([panel([1, 8], [2, 3], is_ratio=True)], tmp_path / "a.png", title="t")
+    plot_scatters([panel([1, 0, 8, 2], [2, 1, 3, -1], is_ratio=True)], tmp_path / "b.png", title="t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
-def test_loss_curves_name_what_is_missing(tmp_path):
-    path = write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: no line has 'box'; there are loss"):
-        plot_loss_curves({"run": path}, tmp_path / "x.png", keys=("box",))
-    with pytest.raises(ValueError, match="no runs"):
-        plot_loss_curves({}, tmp_path / "x.png")
+    plot_scatters([panel([], [], is_ratio=True), panel([], [])], tmp_path / "empty.png", title="t")
+    with pytest.raises(ValueError, match="no panels"):
+        plot_scatters([], tmp_path / "x.png", title="t")
 
 
 def test_reports_need_no_jax():
