@@ -8,10 +8,14 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Where launchers say how many processes they started; jax.distributed reads the rest from them.
 _LAUNCHER_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+
+# A process that was not heard of for so long is taken for dead, and the others stop.
+HEARTBEAT_TIMEOUT_SECONDS = 30
 
 
 def initialize(
@@ -50,7 +54,9 @@ def initialize(
             f"several processes are announced, but {', '.join(missing)} is not given; set all of "
             f"{', '.join(named)}, or none of them to run a single process"
         )
-    jax.distributed.initialize(address, num_processes, process_id)
+    jax.distributed.initialize(
+        address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS
+    )
 
 
 def make_mesh() -> Mesh:
@@ -93,6 +99,18 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, rows)
 
     return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def gather(tree: Any) -> Any:
+    """Returns the pytree of NumPy arrays in every process, each whole along its first axis.
+
+    Args:
+        tree: pytree of global arrays that are cut along their first axis, or of NumPy arrays which are this
+            process's share of such ones. With several processes, all of them call it.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _integer(name: str) -> int | None:

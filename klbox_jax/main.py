@@ -18,13 +18,18 @@ from ml_collections import config_flags
 from klbox_jax import distributed
 from klbox_jax.data.build import cache_folder
 from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.serving.calibrate import calibrate
+from klbox_jax.serving.export import export
+from klbox_jax.serving.predict import predict
+from klbox_jax.train.best import best_checkpoint
 from klbox_jax.train.checkpoints import CheckpointError, restore_params
 from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import train
-from klbox_jax.train.workdir import Workdir
+from klbox_jax.train.preemption import Preempted, Preemption
+from klbox_jax.train.workdir import Workdir, is_writer, write_json
 
-MODES = ("train", "eval", "train_and_eval")
+MODES = ("train", "eval", "train_and_eval", "calibrate", "predict", "export")
 
 
 def run(
@@ -40,31 +45,85 @@ def run(
     Args:
         config: what `get_config` of a file in configs/ returns.
         workdir: folder of the run. The same folder resumes.
-        mode: `train`, `eval` (of the newest checkpoint) or `train_and_eval`.
+        mode: `train`, `eval` (of the newest checkpoint, or of the best one), `train_and_eval`, `calibrate` (fits
+            temperatures to the stds of that checkpoint), `predict` (on photographs) or `export` (writes a
+            program that runs without this package).
         settings: post-processings to evaluate, by name; that of the config by default, under the name "".
         allow_config_change: go on in a folder that was begun under another config.
 
     Returns:
-        The metrics of each setting; nothing after `train`.
+        The metrics of each setting where the mode evaluates, otherwise nothing.
 
     Raises:
-        ValueError, CheckpointError, FloatingPointError: with one clear sentence; see `Job` and `train`.
+        ValueError, CheckpointError, FloatingPointError: with one clear sentence; see `Job`, `train` and `predict`.
+        Preempted: a signal stopped it, and the same command goes on.
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     job = Job(config=config, workdir=Workdir(workdir))
     settings = settings or {"": PostprocessSettings(**config.postprocess)}
-    job.check(settings.values(), train=mode != "eval", evaluate=mode != "train")
-    if mode == "eval":
-        # Takes no lock, and so may look at a run that is still training.
-        step, params = restore_params(job.workdir.checkpoints)
-        return Evaluation(job, settings)(jax.device_put(params, distributed.replicated(job.mesh)), step)
+    match mode:
+        case "train" | "train_and_eval":
+            evaluates = mode == "train_and_eval"
+            return _train(job, settings, evaluates=evaluates, allow_config_change=allow_config_change)
+        case "eval":
+            return _evaluate(job, settings)
+        case "calibrate":
+            return _calibrate(job, settings)
+        case "predict":
+            return _predict(job)
+        case "export":
+            return _export(job, settings)
+
+
+def _train(
+    job: Job, settings: Mapping[str, PostprocessSettings], *, evaluates: bool, allow_config_change: bool
+) -> dict[str, dict[str, Any]]:
+    job.check(settings.values(), train=True, evaluate=evaluates)
     _use_compilation_cache()
-    with job.workdir.lock():
-        job.workdir.prepare(config.to_dict(), allow_config_change=allow_config_change)
-        evaluation = None if mode == "train" else Evaluation(job, settings)
-        state = train(job, evaluate=evaluation)
-        return {} if mode == "train" else evaluation(state.params, int(state.step))
+    with job.workdir.lock(), Preemption() as preemption:
+        job.workdir.prepare(job.config.to_dict(), allow_config_change=allow_config_change)
+        if is_writer():
+            source = job.train_source
+            classes = {"names": source.class_names, "category_ids": source.category_ids}
+            write_json(job.workdir.classes, classes)
+        evaluation = Evaluation(job, settings, preemption=preemption) if evaluates else None
+        state = train(job, evaluate=evaluation, preemption=preemption)
+        return evaluation(state.params, int(state.step)) if evaluates else {}
+
+
+def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    """Takes no lock, and so may look at a run that is still training."""
+    job.check(settings.values(), train=False, evaluate=True)
+    step, params = restore_params(job.workdir.checkpoints, _chosen_step(job))
+    with Preemption() as preemption:
+        evaluation = Evaluation(job, settings, preemption=preemption)
+        return evaluation(jax.device_put(params, distributed.replicated(job.mesh)), step)
+
+
+def _chosen_step(job: Job) -> int | None:
+    """Returns the step of the best checkpoint where the config asks for it, None for the newest."""
+    best = job.config.evaluation.checkpoint == "best"
+    return best_checkpoint(job.workdir, job.config.train.keep_best) if best else None
+
+
+def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    for chosen in settings.values():
+        calibrate(job, chosen, step=_chosen_step(job))
+    return {}
+
+
+def _export(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    for chosen in settings.values():
+        export(job, chosen)
+    return {}
+
+
+def _predict(job: Job) -> dict[str, dict[str, Any]]:
+    """Asks for no data set: the workdir has all that photographs need."""
+    _use_compilation_cache()
+    predict(job)
+    return {}
 
 
 def _use_compilation_cache() -> None:
@@ -74,13 +133,21 @@ def _use_compilation_cache() -> None:
 
 
 def exit_with_one_line(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps a program's main: what is wrong with config, data, weights or folder ends in one line and status 1."""
+    """Wraps a program's main so that it ends in one line for whatever can be told in one.
+
+    The status is 0 where all is done, 1 where config, data, weights or folder are wrong, 143 after SIGTERM and 130
+    after SIGINT.
+    """
 
     def wrapped(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError("Too many command-line arguments.")
         try:
             main(argv)
+        except Preempted as stop:
+            logging.flush()
+            print(f"stopped by {stop}", file=sys.stderr)
+            sys.exit(stop.status)
         except (ValueError, CheckpointError, FloatingPointError) as error:
             if os.environ.get("KLBOX_TRACEBACK"):
                 raise
@@ -111,6 +178,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _main(argv: list[str]) -> None:
     del argv
+    distributed.initialize(_COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     run(_CONFIG.value, _WORKDIR.value, _MODE.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
 
 
@@ -123,6 +191,13 @@ if __name__ == "__main__":
     _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
         "allow_config_change", False, "Go on in a folder of another config."
     )
+    _COORDINATOR_ADDRESS = flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0; with the next two, where no launcher tells them.",
+    )
+    _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+    _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     flags.mark_flags_as_required(["config", "workdir"])
     set_up_logging()
     app.run(exit_with_one_line(_main), flags_parser=parse_flags)

@@ -27,7 +27,7 @@ def calls(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **settings: calls.append(arguments))
     return calls
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from klbox_jax.main import exit_with_one_line, run
-from klbox_jax.train.workdir import Workdir
+from klbox_jax.train.workdir import Workdir, read_json
 from tests.coco_folder import content, write_annotations, write_folder
 from tests.thin import coco_config
 
@@ -166,6 +166,30 @@ def test_evaluating_a_folder_without_a_run(root, tmp_path):
     with pytest.raises(SystemExit) as caught:
         program(["program"])
     assert "has no checkpoint; train first" in caught.value.code
+
+
+def test_predicting_in_a_folder_without_a_run(root, tmp_path):
+    config = coco_config("", **{"predict.input": str(root / "train")})
+    program = exit_with_one_line(lambda argv: run(config, str(tmp_path / "run"), "predict"))
+    with pytest.raises(SystemExit) as caught:
+        program(["program"])
+    first, hint = caught.value.code.splitlines()
+    assert first.startswith(f"error: {tmp_path / 'run'} is not the folder of a run")
+    assert hint.startswith("(set KLBOX_TRACEBACK=1")
+
+
+def test_an_unknown_mode(tmp_path):
+    with pytest.raises(ValueError, match=r"mode 'detect' is unknown; choose one of train, eval, .*predict"):
+        run(coco_config(""), str(tmp_path / "run"), "detect")
+
+
+def test_training_keeps_the_classes(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("klbox_jax.main.train", lambda job, **arguments: None)
+    assert run(coco_config(root), str(tmp_path / "run"), "train") == {}
+    assert read_json(tmp_path / "run" / "classes.json") == {
+        "names": ["fish", "ray"],
+        "category_ids": [3, 7],
+    }
 
 
 def test_a_traceback_on_request(tmp_path, monkeypatch):

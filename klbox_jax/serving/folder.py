@@ -1,0 +1,107 @@
+"""What a detector is made of, read from the folder of a run or from a shipped one."""
+
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+
+from klbox_jax.data.build import build_source
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.train.checkpoints import find_steps, restore_params
+from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.workdir import ADDED_FIELDS, Workdir, WorkdirError, read_json
+from klbox_jax.weights.safetensors_file import check_params, load_params
+
+# The weights of a shipped folder, which has no checkpoints.
+WEIGHTS_FILE = "model.safetensors"
+
+
+def read_config(workdir: Workdir) -> ml_collections.ConfigDict:
+    """Returns the config that a run was started with, and what was left open when configs had fewer fields.
+
+    Raises:
+        WorkdirError: there is none.
+    """
+    try:
+        content = read_json(workdir.config)
+    except OSError:
+        raise WorkdirError(
+            f"{workdir.path} is not the folder of a run: it has no config.json; train first, or choose another "
+            "--workdir"
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), dict) for key in ("data", "model")
+    ):
+        raise WorkdirError(f"{workdir.config} does not hold a config; restore that file")
+    for name, value in ADDED_FIELDS.items():
+        *groups, field = name.split(".")
+        group = functools.reduce(lambda inner, key: inner.get(key, {}), groups, content)
+        group.setdefault(field, value)
+    return ml_collections.ConfigDict(_with_tuples(content))
+
+
+def read_classes(
+    workdir: Workdir, config: ml_collections.ConfigDict
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns the names and category ids of the classes.
+
+    They lie in the folder; those of a run that did not keep them yet are asked of its config and of its data set.
+
+    Raises:
+        WorkdirError: they are not known.
+    """
+    if workdir.classes.exists():
+        content = read_json(workdir.classes)
+        try:
+            names, ids = tuple(map(str, content["names"])), tuple(map(int, content["category_ids"]))
+        except (KeyError, TypeError, ValueError):
+            names = ids = ()
+        if not names or len(names) != len(ids):
+            raise WorkdirError(
+                f'{workdir.classes} must be {{"names": [...], "category_ids": [...]}}, as many of one as of the '
+                "other; restore that file"
+            )
+        return names, ids
+    if names := config.data.get("class_names", ()):
+        return names, tuple(range(1, len(names) + 1))
+    try:
+        source = build_source(config.data, config.data.eval_split)
+    except (ValueError, AttributeError, OSError) as error:
+        raise WorkdirError(
+            f"{workdir.path} has no classes.json, and its data set cannot be asked for its classes ({error}); "
+            f'write {workdir.classes} as {{"names": [...], "category_ids": [...]}}, in the order of the ids'
+        ) from error
+    return source.class_names, source.category_ids
+
+
+def read_params(
+    workdir: Workdir, model: GeneralizedRCNN, canvas: tuple[int, int], step: int | None
+) -> tuple[int | None, Any]:
+    """Returns the step and the parameters of the newest sound checkpoint, of that of `step`, or of a shipped file.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is not sound.
+        ValueError: the shipped file is of another step or damaged, or the parameters do not fit the model.
+    """
+    shipped = workdir.path / WEIGHTS_FILE
+    if shipped.exists() and not find_steps(workdir.checkpoints):
+        params, metadata = load_params(shipped)
+        found = int(metadata["step"]) if metadata.get("step", "").isdecimal() else None
+        if step is not None and step != found:
+            raise WorkdirError(f"{shipped} is of step {found}, not {step}; leave out the step")
+        step, path = found, shipped
+    else:
+        step, params = restore_params(workdir.checkpoints, step)
+        path = workdir.checkpoints / str(step)
+    key, batch = jax.random.key(0), dummy_batch(canvas)
+    expected = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
+    check_params(params, expected, path=path)
+    return step, params
+
+
+def _with_tuples(value: Any) -> Any:
+    """A config has tuples where JSON has lists."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value

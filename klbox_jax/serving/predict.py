@@ -1,0 +1,303 @@
+"""`--mode=predict`: a trained detector over a folder of photographs.
+
+    python -m klbox_jax.main --config=configs/scenes.py:loss=kl --workdir=runs/kl --mode=predict \
+        --config.predict.input=photos/
+
+writes into `config.predict.output`, by default `predict` in the workdir:
+
+    detections.json   a COCO data set of what was found, with the `bbox_std` of each box, and the files that failed
+    pictures/         the images with boxes and bands
+    index.html        a page of the pictures
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import glob
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from klbox_jax.data.source import DataError
+from klbox_jax.models.build import build_model
+from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.report.pictures import draw_detections, save_picture, shrink
+from klbox_jax.serving.folder import read_config
+from klbox_jax.serving.gallery import Entry, render
+from klbox_jax.serving.prediction import Prediction
+from klbox_jax.serving.predictor import Predictor, load, read_image
+from klbox_jax.structures import Batch
+from klbox_jax.train.job import Job
+from klbox_jax.train.workdir import write_atomically, write_json
+from klbox_jax.train.writer import Progress
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+# Longest side of a picture; a larger image is shrunk to be drawn on.
+PICTURE_SIDE = 1600
+# Where a config decides how an image becomes a canvas.
+_DATA_FIELDS = ("short_side", "long_side", "canvases")
+# Where training starts from; the detector is the same.
+_START_FIELDS = ("model.init_weights", "model.init_partial")
+
+
+def predict(job: Job) -> pathlib.Path:
+    """Finds objects in the images of `config.predict.input`, and writes what was found.
+
+    An image that cannot be read is reported and left out.
+
+    Args:
+        job: its workdir holds the detector; its config has the post-processing, `predict`, and the number of threads
+            that read images ahead of the network, and of those that draw behind it.
+
+    Returns:
+        The folder of the results.
+
+    Raises:
+        ValueError: there are no images, or none that can be read; the folder of the results cannot be written;
+            the config describes another detector than that of the workdir; or as `load`.
+        CheckpointError: there is no sound checkpoint.
+    """
+    fields = job.config.predict
+    paths = find_images(fields.input)
+    predictor = load(job.workdir.path, settings=PostprocessSettings(**job.config.postprocess))
+    check_same_detector(job, predictor)
+    output = pathlib.Path(fields.output or job.workdir.path / "predict")
+    clock = _Clock()
+    try:
+        (output / "pictures").mkdir(parents=True, exist_ok=True)
+        found, failed = _predict_all(predictor, paths, job, output=output, clock=clock)
+        write_json(output / "detections.json", _to_coco(found, failed, job=job, predictor=predictor))
+        entries = [
+            Entry(each.name, each.picture, _counts(each.prediction, fields.score_threshold)) for each in found
+        ]
+        title = f"Detections of {job.workdir.path.name}"
+        page = render(entries, title=title, failed=failed, score_threshold=fields.score_threshold)
+        write_atomically(output / "index.html", page)
+    except OSError as error:
+        raise ValueError(
+            f"config.predict.output = {str(output)!r} cannot be written ({error.strerror or error}); free space on "
+            "its disk, or choose another"
+        ) from error
+    logging.info("%s: %d images, %d failed; %s", output, len(found), len(failed), clock)
+    if not found:
+        name, reason = next(iter(failed.items()))
+        raise DataError(f"none of the {len(failed)} images can be read; {name}: {reason}")
+    return output
+
+
+def find_images(given: str) -> list[pathlib.Path]:
+    """Returns the image files that a path, a folder or a glob names, sorted; those of a folder lie right in it.
+
+    Raises:
+        ValueError: it names nothing.
+    """
+    if not given:
+        raise ValueError("config.predict.input is empty; set it to an image, a folder of images or a glob")
+    path = pathlib.Path(given).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found, place = path.iterdir(), f"the folder {given}"
+    elif glob.has_magic(given):
+        found, place = map(pathlib.Path, glob.glob(str(path))), f"what {given} matches"
+    else:
+        raise ValueError(f"config.predict.input = {given!r}: there is no such file or folder")
+    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not images:
+        raise ValueError(
+            f"config.predict.input: there is no image in {place}; names of images end in {', '.join(SUFFIXES)}"
+        )
+    return images
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What was found in one image: its number from 1, its name, and the path of its picture, if it is drawn."""
+
+    number: int
+    name: str
+    picture: str | None
+    prediction: Prediction
+
+
+def _predict_all(
+    predictor: Predictor, paths: Sequence[pathlib.Path], job: Job, *, output: pathlib.Path, clock: "_Clock"
+) -> tuple[list[_Found], dict[str, str]]:
+    """Reads ahead of the network and draws behind it; also returns why images failed, by name."""
+    fields = job.config.predict
+    num_pictures = fields.max_pictures if fields.draw else 0
+    threads = max(1, job.config.data.num_threads)
+    found, failed = [], {}
+    with (
+        ThreadPoolExecutor(threads) as readers,
+        ThreadPoolExecutor(threads) as painters,
+        Progress(len(paths), description="predict") as progress,
+    ):
+        read = functools.partial(_read, predictor)
+        tasks = [(path, number <= num_pictures) for number, path in enumerate(paths, start=1)]
+        readings = _ahead(readers, read, tasks, count=threads + 2)
+        painting: collections.deque[Future] = collections.deque()
+        for number, (path, reading) in enumerate(zip(paths, readings, strict=True), start=1):
+            progress.update(number - 1)
+            name = _shown_name(path, fields.input)
+            try:
+                batch, canvas = reading.result()
+            except DataError as error:
+                reason = " ".join(str(error).split())
+                failed[name] = reason.removeprefix(f"{path} ")
+                logging.warning("%s is left out: %s", name, failed[name])
+                continue
+            with clock.network(batch.images.shape):
+                prediction = predictor.predict(batch)
+            picture = None
+            if canvas is not None:
+                picture = f"pictures/{number:05d}.jpg"
+                threshold = float(fields.score_threshold)
+                painting.append(painters.submit(_paint, output / picture, canvas, prediction, threshold))
+            # Pictures in waiting hold memory.
+            if len(painting) > 2 * threads:
+                painting.popleft().result()
+            found.append(_Found(number, name, picture, prediction))
+        for last in painting:
+            last.result()
+        progress.update(len(paths))
+    return found, failed
+
+
+def check_same_detector(job: Job, predictor: Predictor) -> None:
+    """Raises ValueError, which lists the fields, where the config is not of the detector in the workdir.
+
+    The weights are read into that detector, so that what `--config` says of another one would be ignored.
+    """
+    model = build_model(job.config.model, num_classes=len(predictor.class_names))
+    sides = [getattr(predictor.preprocessing, name) for name in _DATA_FIELDS]
+    if model == predictor.model and sides == [getattr(job.preprocessing, name) for name in _DATA_FIELDS]:
+        return
+    stored, given = (_detector_fields(config) for config in (read_config(job.workdir), job.config))
+    changes = [
+        f"{name} is {given.get(name)!r} instead of {stored.get(name)!r}"
+        for name in sorted(stored | given)
+        if stored.get(name) != given.get(name) and name not in _START_FIELDS
+    ]
+    raise ValueError(
+        f"--config describes another detector than the one in {job.workdir.path}: {', '.join(changes)}; give the "
+        "--config that it was trained with"
+    )
+
+
+def _detector_fields(config: Any) -> dict[str, Any]:
+    data = {name: config.data[name] for name in _DATA_FIELDS}
+    return flatten_dict({"model": config.model.to_dict(), "data": data}, sep=".")
+
+
+def _read(
+    predictor: Predictor, task: tuple[pathlib.Path, bool]
+) -> tuple[Batch, UInt8[ndarray, "h w 3"] | None]:
+    """An image as a batch, and as what to draw on; in a thread ahead of the network."""
+    path, is_drawn = task
+    pixels = read_image(path)
+    return predictor.prepare(pixels), shrink(pixels, long_side=PICTURE_SIDE) if is_drawn else None
+
+
+def _ahead(
+    executor: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], *, count: int
+) -> Iterator[Future]:
+    """Yields the future of each item in order, while those of the next `count` are at work."""
+    futures: collections.deque[Future] = collections.deque()
+    for item in items:
+        futures.append(executor.submit(function, item))
+        if len(futures) > count:
+            yield futures.popleft()
+    yield from futures
+
+
+def _paint(
+    path: pathlib.Path, picture: UInt8[ndarray, "h w 3"], prediction: Prediction, score_threshold: float
+) -> None:
+    """Draws and writes a picture; in a thread behind the network."""
+    height, width = prediction.image_size
+    scale = np.tile([picture.shape[1] / width, picture.shape[0] / height], 2)[None]
+    shown = prediction.scores >= score_threshold
+    stds = prediction.box_stds
+    drawn = draw_detections(
+        picture,
+        prediction.boxes[shown] * scale,
+        [prediction.class_names[index] for index in prediction.classes[shown]],
+        prediction.scores[shown],
+        None if stds is None else stds[shown] * scale,
+        class_names=prediction.class_names,
+    )
+    save_picture(path, drawn)
+
+
+def _to_coco(
+    found: Sequence[_Found], failed: Mapping[str, str], *, job: Job, predictor: Predictor
+) -> dict[str, Any]:
+    """A COCO data set; its objects have what COCO's annotations have besides its results."""
+    images, annotations = [], []
+    for each in found:
+        height, width = each.prediction.image_size
+        images.append({"id": each.number, "file_name": each.name, "height": height, "width": width})
+        for entry in each.prediction.to_coco(each.number):
+            area = entry["bbox"][2] * entry["bbox"][3]
+            annotations.append({"id": len(annotations) + 1, "area": area, "iscrowd": 0, **entry})
+    return {
+        "info": {
+            "description": f"detections of {job.workdir.path.name}",
+            "step": predictor.step,
+            "postprocess": vars(predictor.settings),
+            "temperature": predictor.temperature,
+        },
+        "images": images,
+        "categories": [
+            {"id": category, "name": name}
+            for category, name in zip(predictor.category_ids, predictor.class_names, strict=True)
+        ],
+        "annotations": annotations,
+        "failed": [{"file_name": name, "reason": reason} for name, reason in failed.items()],
+    }
+
+
+def _counts(prediction: Prediction, score_threshold: int | float) -> dict[str, int]:
+    names = (prediction.class_names[i] for i in prediction.classes[prediction.scores >= score_threshold])
+    return dict(collections.Counter(names).most_common())
+
+
+def _shown_name(path: pathlib.Path, given: str) -> str:
+    """A name in its folder; in full for a glob, which may reach into several."""
+    return str(path) if glob.has_magic(given) and not os.path.exists(given) else path.name
+
+
+class _Clock:
+    """Seconds of the whole, and of the network in it; a canvas' first image waits for the compiler instead."""
+
+    def __init__(self):
+        self._started = time.perf_counter()
+        self._compiled: set[tuple[int, ...]] = set()
+        self._seconds = {"network": 0.0, "compiler": 0.0}
+
+    @contextlib.contextmanager
+    def network(self, shape: tuple[int, ...]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        kind = "network" if shape in self._compiled else "compiler"
+        self._seconds[kind] += time.perf_counter() - started
+        self._compiled.add(shape)
+
+    def __str__(self) -> str:
+        total = time.perf_counter() - self._started - self._seconds["compiler"]
+        share = 100.0 * self._seconds["network"] / total
+        return (
+            f"network {share:.0f} % of {total:.1f} s, after {self._seconds['compiler']:.1f} s for the first image of "
+            f"each of {len(self._compiled)} canvases"
+        )

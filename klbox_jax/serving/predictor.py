@@ -1,0 +1,235 @@
+"""A trained detector for photographs: load the folder of a run, call it on an image.
+
+    predictor = load("runs/kl")
+    prediction = predictor("photo.jpg")
+    prediction.boxes, prediction.box_stds, prediction.class_names
+
+The folder is that of a run, or a shipped one: `config.json`, `classes.json` and `model.safetensors`.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from PIL import ExifTags, Image, ImageOps
+
+from klbox_jax.data.build import build_preprocessing
+from klbox_jax.data.image import decode_image
+from klbox_jax.data.source import DataError, Record
+from klbox_jax.data.transforms import Preprocessing, choose_canvas, make_example, resized_size
+from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.models.build import build_model
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.serving.folder import read_classes, read_config, read_params
+from klbox_jax.serving.prediction import Prediction
+from klbox_jax.structures import Batch
+from klbox_jax.train.temperature import load_temperature
+from klbox_jax.train.workdir import Workdir, WorkdirError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A detector to call on images, one at a time.
+
+    Every image goes into one of the canvases of the config, so that there are at most as many compilations as
+    canvases.
+
+    Attributes:
+        model: the detector.
+        params: its parameters, on one device.
+        preprocessing: how images become canvases.
+        settings: how predictions become detections.
+        class_names: of all classes.
+        category_ids: the data set's own id of each class.
+        workdir: the folder it was loaded from, which may hold a calibration of the stds.
+        step: of the checkpoint, None where a shipped file does not say it.
+        calibrated: whether to apply that calibration.
+
+    Raises:
+        ValueError: the settings need what the detector does not predict.
+    """
+
+    model: GeneralizedRCNN
+    params: Any
+    preprocessing: Preprocessing
+    settings: PostprocessSettings
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    workdir: Workdir
+    step: int | None
+    calibrated: bool
+
+    def __post_init__(self):
+        heads = self.model.roi_heads
+        self.settings.check_head(
+            has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
+        )
+
+    def __call__(self, image: ndarray | Image.Image | str | os.PathLike) -> Prediction:
+        """Returns the objects in an image: an RGB array, a Pillow image or a path; raises as `read_image`."""
+        return self.predict(self.prepare(read_image(image)))
+
+    @functools.cached_property
+    def temperature(self) -> Float[ndarray, "4"] | None:
+        """Factor on the stds of `x1, y1, x2, y2`, or None; see `load_temperature`."""
+        if not self.calibrated or self.step is None:
+            return None
+        return load_temperature(self.workdir, self.step, self.settings)
+
+    def with_settings(self, **fields: Any) -> "Predictor":
+        """Returns a predictor with the same parameters and other fields of `PostprocessSettings`."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **fields))
+
+    def prepare(self, pixels: UInt8[ndarray, "h w 3"]) -> Batch:
+        """Returns an RGB image on its canvas, as the batch of one image that the evaluation would make."""
+        height, width = pixels.shape[:2]
+        record = Record(
+            image_id=0,
+            file_name="the image",
+            height=height,
+            width=width,
+            boxes=np.zeros((0, 4), np.float32),
+            classes=np.zeros(0, np.int32),
+            is_crowd=np.zeros(0, bool),
+        )
+        canvas, new_size = _place(record, self.preprocessing)
+        example = make_example(pixels, record, canvas=canvas, new_size=new_size, flip=False, max_gt=1)
+        return jax.tree.map(lambda leaf: leaf[None], example)
+
+    def predict(self, batch: Batch) -> Prediction:
+        """Returns the objects in a batch of `prepare`."""
+        found = jax.device_get(self._step(self.params, batch))
+        valid = found.valid[0]
+        stds = None if found.box_stds is None else found.box_stds[0][valid]
+        if stds is not None and self.temperature is not None:
+            stds = stds * self.temperature[None].astype(np.float32)
+        width, height = np.rint(batch.image_size[0, ::-1] / batch.scale[0]).astype(int).tolist()
+        return Prediction(
+            boxes=found.boxes[0][valid],
+            scores=found.scores[0][valid],
+            classes=found.classes[0][valid],
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+            box_stds=stds,
+            masks=None if found.masks is None else found.masks[0][valid],
+            image_size=(height, width),
+        )
+
+    @functools.cached_property
+    def _step(self):
+        def step(params, batch):
+            return eval_step(params, batch, model=self.model, settings={"": self.settings})[""]
+
+        return jax.jit(step)
+
+
+def load(
+    workdir: str | os.PathLike,
+    *,
+    step: int | None = None,
+    settings: PostprocessSettings | None = None,
+    calibrated: bool = True,
+) -> Predictor:
+    """Returns the detector of a run's folder, or of a shipped one.
+
+    Args:
+        workdir: holds `config.json`, and `checkpoints/` or else `model.safetensors`. Nothing in it is changed.
+        step: of the checkpoint; by default the newest that is sound.
+        settings: the post-processing; by default that of the config.
+        calibrated: multiply the stds by the temperature of each edge that a calibration of this checkpoint under
+            these settings found, where the folder has one.
+
+    Raises:
+        ValueError: the folder is no run's, its config does not describe a detector, its classes are not
+            known, the weights do not fit, or the settings need what the detector does not predict.
+        CheckpointError: there is no such checkpoint, or it is not sound.
+    """
+    folder = Workdir(workdir)
+    config = read_config(folder)
+    class_names, category_ids = read_classes(folder, config)
+    try:
+        model = build_model(config.model, num_classes=len(class_names))
+        preprocessing = build_preprocessing(config.data)
+        settings = settings or PostprocessSettings(**config.postprocess)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{folder.config} does not describe a detector of this version of klbox_jax ({error})"
+        ) from error
+    step, params = read_params(folder, model, preprocessing.canvases[0], step)
+    predictor = Predictor(
+        model=model,
+        params=jax.device_put(params, jax.local_devices()[0]),
+        preprocessing=preprocessing,
+        settings=settings,
+        class_names=class_names,
+        category_ids=category_ids,
+        workdir=folder,
+        step=step,
+        calibrated=calibrated,
+    )
+    _ = predictor.temperature  # a damaged file shows now
+    return predictor
+
+
+def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarray, "h w 3"]:
+    """Returns the RGB pixels of an image, turned upright; a file is read as `klbox_jax.data.image` says.
+
+    Raises:
+        DataError: the file is missing, truncated, no image or absurdly large; a Pillow image has more than 8 bits;
+            or an array is not of RGB pixels in 8 bits. A ValueError.
+    """
+    if isinstance(image, ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise DataError(
+                f"An image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}."
+            )
+        return image
+    if not isinstance(image, Image.Image):
+        height, width = _upright_size(image)
+        return decode_image(os.fspath(image), height=height, width=width)
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"A Pillow image of mode {image.mode!r} has more than 8 bits; give the path of its file."
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def _upright_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width as a viewer shows the file; `decode_image` tells what is wrong with one without."""
+    size = (0, 0)
+    if os.path.isfile(path):
+        try:
+            with Image.open(path) as image:
+                size = image.size
+                if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+                    size = size[::-1]
+        except Exception:  # Pillow's decoders raise a dozen types on damaged files.
+            pass
+    return size[::-1]
+
+
+def _place(record: Record, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Canvas and size of an image on it.
+
+    An image too long for any canvas, which a data set is refused for, goes where it can stay largest.
+    """
+    sides = {"short_side": preprocessing.short_side, "long_side": preprocessing.long_side}
+    try:
+        canvases = [preprocessing.canvases[choose_canvas(record, preprocessing)]]
+    except DataError:
+        canvases = preprocessing.canvases
+    placed = [
+        (resized_size(record.height, record.width, canvas=canvas, **sides), canvas) for canvas in canvases
+    ]
+    new_size, canvas = max(placed, key=lambda choice: choice[0][0] * choice[0][1])
+    return canvas, new_size
