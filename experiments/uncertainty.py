@@ -3,14 +3,14 @@
     python -m experiments.uncertainty --preset=mini
     python -m experiments.uncertainty --preset=mini --networks_dir=runs/table1_mini
 
-Two networks of equal schedule, one with smooth-L1 and one with KL Loss (those of Table 5, `experiments/networks.py`),
+Three networks of equal schedule, with smooth-L1, with KL Loss and with an IoU head (those of Table 5, `experiments/networks.py`),
 trained where they are missing. A temperature is fitted to the KL network's stds under each post-processing on the
 calibration split; everything that is reported is measured on the test split, of which neither training nor
 calibration has seen an image. What is evaluated already is not evaluated again. The workdir then holds
 
     table.md, table.json      the scores
     reliability.png           the calibration curve of each edge, before and after
-    agreement.png             scores and stds against the IoU
+    agreement.png             scores, stds and predicted IoUs against the IoU
     hidden_edges.png          stds of hidden and of blurred edges against those of the clear edges of the same box
 """
 
@@ -48,8 +48,9 @@ ROWS = (
     Row("kl_full", "kl", **FULL, settings={"voting_variance": "average"}),
     Row("kl_full_fused", "kl", **FULL, settings={"voting_variance": "fused"}),
     Row("kl_full_winner", "kl", **FULL, settings={"voting_variance": "winner"}),
+    Row("iou_net", "iou_net", "hard", "none"),
 )
-LOSSES = ("smooth_l1", "kl")
+LOSSES = ("smooth_l1", "kl", "iou_net")
 # The row that the figures show.
 SHOWN = "kl_full"
 # An edge is hidden from this share of its outermost strip on, and blurred from so many pixels on if it is not hidden;
@@ -155,15 +156,15 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
     truth, panels = source.coco_ground_truth(), []
     detections = {
         name: _detections(Network("one_level", by_name[name]["loss"]).workdir, by_name[name]["steps"], name)
-        for name in ("baseline", SHOWN)
+        for name in ("baseline", SHOWN, "iou_net")
     }
-    for name, quantity, label in (
-        ("baseline", "scores", "score"),
-        (SHOWN, "scores", "score"),
-        (SHOWN, "relative_stds", "mean std / side of the edges"),
+    for name, quantity, key, label in (
+        ("baseline", "scores", "score", "score"),
+        (SHOWN, "scores", "score", "score"),
+        (SHOWN, "relative_stds", "relative_std", "mean std / side of the edges"),
+        ("iou_net", "predicted_ious", "predicted_iou", "predicted IoU"),
     ):
         found = matched_agreement(truth, detections[name])
-        key = {"scores": "score", "relative_stds": "relative_std"}[quantity]
         panels.append(
             Scatter(
                 xs=getattr(found, quantity),
@@ -212,7 +213,7 @@ def table_markdown(
         [row["name"], row["loss"], row["suppression"], row["voting"]]
         + [_cell(row[key], ".1f") for key in ("AP", "AP50", "AP90")]
         + [_cell(row["LRP"]["oLRP"], ".1f"), _cell(row["PDQ"]["PDQ"], ".1f")]
-        + [_cell(row["agreement"][key], ".3f") for key in ("score", "relative_std")]
+        + [_cell(row["agreement"][key], ".3f") for key in ("score", "relative_std", "predicted_iou")]
         for row in rows
     ]
     stds = [
@@ -252,10 +253,21 @@ def table_markdown(
     labels = ("loss", "suppression", "voting")
     parts = [
         "\n".join(f"- {key}: {value}" for key, value in meta.items()),
-        "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, and of the mean "
-        "std / side, with the IoU, over matched detections (best scores first, IoU 0.5 or more, any score):",
+        "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, of the mean "
+        "std / side, and of an IoU head's prediction, with the IoU, over matched detections (best scores first, IoU 0.5 or more, any score):",
         markdown_table(
-            ("name", *labels, "AP", "AP50", "AP90", "oLRP", "PDQ", "score, IoU", "std, IoU"),
+            (
+                "name",
+                *labels,
+                "AP",
+                "AP50",
+                "AP90",
+                "oLRP",
+                "PDQ",
+                "score, IoU",
+                "std, IoU",
+                "predicted IoU, IoU",
+            ),
             precision,
             text_columns=labels,
         ),
@@ -298,12 +310,13 @@ def main(argv: list[str]) -> None:
     ]
     kl = wanted["kl"]
     source = Job(config=config_of(kl), workdir=Workdir(kl.workdir)).eval_source
+    shown = next(row for row in rows if row["name"] == SHOWN)
     meta = {
         "preset": preset,
         "data": source.name,
         "data_fingerprint": source.fingerprint,
-        "calibrated on": rows[-1]["calibration"]["data"],
-        "method": rows[-1]["calibration"]["method"],
+        "calibrated on": shown["calibration"]["data"],
+        "method": shown["calibration"]["method"],
         "seed": rows[-1]["seed"],
         "steps": rows[-1]["steps"],
         "machine": runs.machine(),

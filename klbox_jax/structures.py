@@ -125,6 +125,7 @@ class Detections:
         valid: False for an unused slot.
         box_stds: standard deviation of each edge, same space as `boxes`, or None.
         masks: mask probabilities cropped to the box, or None.
+        predicted_ious: what an IoU head takes the IoU with the object for, 0 to 1, or None.
     """
 
     boxes: Float[AnyArray, "*b D 4"]
@@ -134,3 +135,4 @@ class Detections:
     valid: Bool[AnyArray, "*b D"]
     box_stds: Float[AnyArray, "*b D 4"] | None = None
     masks: Float[AnyArray, "*b D m m"] | None = None
+    predicted_ious: Float[AnyArray, "*b D"] | None = None

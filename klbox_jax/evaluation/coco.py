@@ -52,9 +52,9 @@ def to_coco_results(
 
     Returns:
         One entry for each valid detection, best first within an image: `image_id`, `category_id`, `bbox` as
-        `[x, y, width, height]`, `score`, and, where the detector has variances, `bbox_std` as the stds of
-        `[x1, y1, x2, y2]` in pixels, and, where it has masks, `segmentation` as the compressed run lengths
-        of the whole image. Plain Python numbers and texts only.
+        `[x, y, width, height]` and `score`; where the detector has variances, `bbox_std`, the stds of
+        `[x1, y1, x2, y2]` in pixels; where it has an IoU head, `predicted_iou`; where it has masks,
+        `segmentation`, the compressed run lengths of the whole image. Plain Python numbers and texts only.
     """
     valid = np.asarray(detections.valid) & np.asarray(image_valid)[:, None]
     rows, _ = np.nonzero(valid)
@@ -71,6 +71,10 @@ def to_coco_results(
     if detections.box_stds is not None:
         for entry, stds in zip(results, _shortest(np.asarray(detections.box_stds)[valid]), strict=True):
             entry["bbox_std"] = stds
+    if detections.predicted_ious is not None:
+        predicted = _shortest(np.asarray(detections.predicted_ious)[valid])
+        for entry, iou in zip(results, predicted, strict=True):
+            entry["predicted_iou"] = iou
     if detections.masks is not None:
         masks = [
             mask
@@ -135,7 +139,8 @@ def evaluate_detections(
             evaluator.accumulate()
         precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
         category_ids = evaluator.params.catIds
-    precision = precision[..., -1]  # IoU threshold, recall level, class, area; recall: without level, with limit
+    # Precision by IoU threshold, recall level, class, area; recall by IoU threshold, class, area, limit.
+    precision = precision[..., -1]
 
     metrics = {"AP": _mean(precision[..., 0])}
     metrics |= {name: _mean(precision[i, ..., 0]) for name, i in _NAMED_THRESHOLDS.items()}
@@ -144,8 +149,7 @@ def evaluate_detections(
     metrics["AP_by_iou"] = [_mean(row) for row in precision[..., 0]]
     names = category_names(ground_truth)
     metrics["AP_by_class"] = {
-        names[int(category_id)]: _mean(precision[:, :, k, 0])
-        for k, category_id in enumerate(category_ids)
+        names[int(category_id)]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(category_ids)
     }
     return metrics
 

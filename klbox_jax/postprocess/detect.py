@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -110,8 +111,9 @@ def detect(
         refined = clip_to_image(refined.boxes, image_size)
         # A long step may turn a box inside out; it then stays where it was.
         boxes = jnp.where(is_nonempty(refined)[:, None], refined, boxes)
+    ious = None if predict_iou is None else jnp.clip(predict_iou(boxes, classes), 0.0, 1.0)
     if settings.score_by_iou:
-        scores = scores * jnp.clip(predict_iou(boxes, classes), 0.0, 1.0)
+        scores = scores * ious
 
     rows = kept.valid[:, None]
     found = Detections(
@@ -121,6 +123,7 @@ def detect(
         candidate_index=jnp.where(kept.valid, candidates.proposal_index[kept.indices], 0),
         valid=kept.valid,
         box_stds=None if voted.variances is None else jnp.where(rows, jnp.sqrt(voted.variances), 0.0),
+        predicted_ious=None if ious is None else jnp.where(kept.valid, ious, 0.0),
     )
     return _best_first(found) if settings.score_by_iou else found
 
@@ -184,14 +187,7 @@ def vote(
 
 def _best_first(found: Detections) -> Detections:
     order = jnp.argsort(jnp.where(found.valid, -found.scores, jnp.inf), stable=True)
-    return Detections(
-        boxes=found.boxes[order],
-        scores=found.scores[order],
-        classes=found.classes[order],
-        candidate_index=found.candidate_index[order],
-        valid=found.valid[order],
-        box_stds=None if found.box_stds is None else found.box_stds[order],
-    )
+    return jax.tree.map(lambda rows: rows[order], found)
 
 
 def unscale(detections: Detections, batch: Batch) -> Detections:

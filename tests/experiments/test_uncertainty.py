@@ -65,7 +65,13 @@ def test_tables_and_figures(tmp_path, monkeypatch):
     def evaluate_rows(config, workdir, step, rows):
         assert config.data.eval_split == "test"
         for row in rows:
-            write_json(workdir / "eval" / str(step) / row.name / "detections.json", source.results)
+            # As of a head that takes its score for the IoU.
+            results = (
+                [entry | {"predicted_iou": entry["score"]} for entry in source.results]
+                if row.loss == "iou_net"
+                else source.results
+            )
+            write_json(workdir / "eval" / str(step) / row.name / "detections.json", results)
         return {row.name: {**numbers, "uncertainty": scores} for row in rows}
 
     def make_job(config, workdir):
@@ -91,6 +97,9 @@ def test_tables_and_figures(tmp_path, monkeypatch):
     table = json.loads((out / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == [row.name for row in uncertainty.ROWS]
     assert "calibration" not in table["rows"][0]
+    assert [row["agreement"]["predicted_iou"] is None for row in table["rows"]] == [True] * 6 + [False]
+    agreement = table["rows"][-1]["agreement"]
+    assert agreement["predicted_iou"] == agreement["score"]
     assert table["calibrated on"] == "scenes/calibration"
     kl = table["rows"][2]
     assert kl["uncertainty_calibrated"]["coverage_1sigma"] == pytest.approx(0.683, abs=0.01)
@@ -103,7 +112,7 @@ def test_tables_and_figures(tmp_path, monkeypatch):
     assert len(lines) == 1 + 2 + 1 + 2 + 4
 
 
-def test_a_dry_run_prints_two_commands(capsys):
+def test_a_dry_run_prints_three_commands(capsys):
     with flagsaver.flagsaver(preset="mini", dry_run=True):
         uncertainty.main(["uncertainty"])
-    assert capsys.readouterr().out.count("python -m klbox_jax.main") == 2
+    assert capsys.readouterr().out.count("python -m klbox_jax.main") == 3

@@ -314,6 +314,9 @@ def test_scores_by_predicted_iou_are_sorted_anew():
     plain = run_with_ious(PostprocessSettings(detections_per_image=30))
     weighed = run_with_ious(PostprocessSettings(detections_per_image=30, score_by_iou=True))
     expected = np.sort(np.asarray(plain.scores * nearness(plain.boxes, None))[plain.valid])[::-1]
+    for found in (plain, weighed):
+        predicted = np.asarray(jnp.clip(nearness(found.boxes, None), 0, 1))
+        np.testing.assert_allclose(found.predicted_ious, np.where(found.valid, predicted, 0), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(weighed.scores)[weighed.valid], expected, rtol=1e-6)
     assert weighed.valid.sum() == plain.valid.sum()
     assert sorted(map(tuple, np.asarray(weighed.boxes).tolist())) == sorted(

@@ -1,0 +1,53 @@
+import importlib.util
+
+import pytest
+
+from klbox_jax.evaluation.coco import evaluate_detections
+from tests.evaluation.test_coco import dataset, masked_set, random_set
+
+
+def both(*arguments, **options):
+    return (evaluate_detections(*arguments, **options, backend=name) for name in ("pycocotools", "hotcoco"))
+
+
+def assert_equal(slow, fast):
+    """To 1e-9, with the same holes."""
+    assert list(fast) == list(slow)
+    for name, value in slow.items():
+        if isinstance(value, dict):
+            assert_equal(value, fast[name])
+        else:
+            assert fast[name] == (None if value is None else pytest.approx(value, abs=1e-9)), name
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("max_detections", [1, 2, 100])
+def test_boxes_with_crowds_and_ties(seed, max_detections):
+    slow, fast = both(*random_set(seed, num_images=8), max_detections=max_detections)
+    assert 0 < slow["AP"] < 100
+    assert_equal(slow, fast)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_in_every_form(seed):
+    slow, fast = both(*masked_set(seed), iou_type="segm")
+    assert 0 < slow["AP"] < 100
+    assert_equal(slow, fast)
+
+
+def test_nothing_found_and_nothing_to_find():
+    ground_truth, results = random_set(0)
+    assert_equal(*both(ground_truth, []))
+    empty = dataset([], num_images=6, classes=((3, "cat"), (7, "dog"), (9, "emu"), (12, "fox")))
+    assert_equal(*both(empty, results))
+
+
+def test_an_unknown_back_end_is_refused():
+    with pytest.raises(ValueError, match="backend = 'rust' is unknown; choose pycocotools or hotcoco"):
+        evaluate_detections(*random_set(0), backend="rust")
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs hotcoco: pip install 'klbox-jax\[fast\]'"):
+        evaluate_detections(*random_set(0), backend="hotcoco")
