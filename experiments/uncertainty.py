@@ -3,10 +3,10 @@
     python -m experiments.uncertainty --preset=mini
     python -m experiments.uncertainty --preset=mini --networks_dir=runs/table1_mini
 
-Three networks of equal schedule, with smooth-L1, with KL Loss and with an IoU head (those of Table 5, `experiments/networks.py`),
-trained where they are missing. A temperature is fitted to the KL network's stds under each post-processing on the
-calibration split; everything that is reported is measured on the test split, of which neither training nor
-calibration has seen an image. What is evaluated already is not evaluated again. The workdir then holds
+Three networks of equal schedule, with smooth-L1, with KL Loss and with an IoU head (those of Table 5,
+`experiments/networks.py`), trained where they are missing. A temperature is fitted to the KL network's stds under each
+post-processing on the calibration split; everything that is reported is measured on the test split, of which neither
+training nor calibration has seen an image. What is evaluated already is not evaluated again. The workdir then holds
 
     table.md, table.json      the scores
     reliability.png           the calibration curve of each edge, before and after
@@ -253,8 +253,9 @@ def table_markdown(
     labels = ("loss", "suppression", "voting")
     parts = [
         "\n".join(f"- {key}: {value}" for key, value in meta.items()),
-        "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, of the mean "
-        "std / side, and of an IoU head's prediction, with the IoU, over matched detections (best scores first, IoU 0.5 or more, any score):",
+        "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, of the mean std / "
+        "side, and of an IoU head's prediction, with the IoU, over matched detections (best scores first, IoU 0.5 or "
+        "more, any score):",
         markdown_table(
             (
                 "name",
