@@ -10,7 +10,7 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: table1 test lint parity clean-venv
+.PHONY: table1 test lint parity speed clean-venv
 
 table1: $(VENV)/.run
 	$(BIN)/python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
@@ -24,6 +24,9 @@ lint: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(BIN)/python -m experiments.parity --output=runs/parity
+
+speed: $(VENV)/.speed
+	$(BIN)/python -m experiments.speed --preset=cpu --output=runs/speed
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +44,10 @@ $(VENV)/.test: $(VENV)/.run
 $(VENV)/.parity: $(VENV)/.run
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e '.[parity]' \
 	  && echo "torch and torchvision installed in $$(( $$(date +%s) - start )) seconds"
+	@touch $@
+
+$(VENV)/.speed: $(VENV)/.parity
+	@$(BIN)/python -m pip install --quiet -e '.[fast]'
 	@touch $@
 
 clean-venv:
