@@ -134,7 +134,8 @@ class _MakeDtype:
 
     def __call__(self, name, align=False, copy=False):
         if name not in NUMBERS:
-            raise _RefusedDtypeError(f"dtype {name!r}" if isinstance(name, str) else "another dtype")
+            # The name of a damaged file may be all that is in it.
+            raise _RefusedDtypeError(f"dtype {name[:20]!a}" if isinstance(name, str) else "another dtype")
         return _Dtype(np.dtype(name))
 
 

@@ -124,6 +124,18 @@ def test_an_array_of_objects_is_refused(tmp_path):
     _refused(tmp_path, dump({"w": field}), "refused to load an array of records")
 
 
+def test_a_message_does_not_hold_the_file(tmp_path):
+    # A dtype whose name is as long as an array: pickle calls numpy.dtype with the string.
+    name = "f\x00" * 5000
+    data = b"\x80\x02cnumpy\ndtype\nX" + struct.pack("<I", len(name)) + name.encode() + b"\x85R."
+    path = tmp_path / "w.pkl"
+    path.write_bytes(data)
+    with pytest.raises(WeightFileError, match="refused to load an array of dtype") as refusal:
+        read_detectron_file(str(path))
+    assert len(str(refusal.value)) < 400 + len(str(path))
+    assert str(refusal.value).isprintable()
+
+
 def test_a_subclass_of_arrays_is_refused(tmp_path):
     matrix = Call(Global("numpy.core.multiarray", "_reconstruct"), (dict, (0,), b"b"))
     named = matrix._replace(args=(Global("numpy", "matrix"), (0,), "b"))
