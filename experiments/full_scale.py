@@ -9,6 +9,7 @@ to 5, sample 512 RoIs, and look at 1000 proposals in a prediction. Each measurem
 the other. Writes full_scale.json and prints a table. torchvision is the extra `parity`.
 """
 
+import functools
 import json
 import pathlib
 import resource
@@ -82,8 +83,9 @@ def ours(*, train: bool) -> dict[str, float]:
         **{name: chosen[name] for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")},
     )
     model = build_model(config.model, num_classes=NUM_CLASSES)
-    state = create_state(model, optimizer, batch=dummy_batch((64, 64)), seed=0)
+    dummy = dummy_batch((64, 64))
     if train:
+        state = create_state(model, optimizer, batch=dummy, seed=0)
         step = compile_train_step(
             make_mesh(),
             model=model,
@@ -93,7 +95,8 @@ def ours(*, train: bool) -> dict[str, float]:
             frozen=config.optimizer.frozen,
         )
     else:
-        state = state.params
+        init = functools.partial(model.init, method="train_forward")
+        state = jax.jit(init)(jax.random.key(0), dummy, jax.random.key(0))["params"]
         settings = {"": PostprocessSettings(**config.postprocess)}
         step = compile_eval_step(make_mesh(), model=model, settings=settings)
     started = time.perf_counter()

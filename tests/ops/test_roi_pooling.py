@@ -298,6 +298,6 @@ def test_groups_keep_one_groups_product_and_no_more():
 
     for differentiated in (0, (0, 1)):
         step = jax.make_jaxpr(jax.grad(loss, argnums=differentiated))(features, boxes)
-        # 27 RoIs at once, 7 rows of bins each; all of them would be 1233 MB.
+        # 27 RoIs at once, 7 rows of bins each, or the gradient of the map; all RoIs would be 1233 MB.
         assert largest_product_bytes(step.jaxpr) <= 4 * max(27 * 7 * 336 * 256, 200 * 336 * 256)
         assert saved_bytes(loss, features, boxes) < 100e6
