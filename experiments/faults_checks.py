@@ -71,14 +71,15 @@ def last_recorded_step(workdir: pathlib.Path) -> int:
 
 
 def damage(folder: pathlib.Path, rng: np.random.Generator, *, how: str) -> str:
-    """Spoils the largest file of arrays of a checkpoint and returns its name.
+    """Spoils the largest file of a checkpoint that has a digest, and returns its name.
 
     Args:
         folder: of the step.
         rng: chooses the place.
         how: `flip` one bit, or `truncate` to the half.
     """
-    path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)  # orbax keeps arrays in folders `d`
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "digests.json")
+    path = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     if how == "flip":
         content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
