@@ -59,7 +59,7 @@ def ours(*, train: bool) -> dict[str, float]:
     from klbox_jax.models.build import build_model
     from klbox_jax.postprocess.settings import PostprocessSettings
     from klbox_jax.train.loop import dummy_batch
-    from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+    from klbox_jax.train.optimizer import build_optimizer
     from klbox_jax.train.step import compile_train_step, create_state
 
     config = load_config(CONFIG, "loss=kl", {})
@@ -69,19 +69,7 @@ def ours(*, train: bool) -> dict[str, float]:
     batch.gt.boxes[0, :NUM_OBJECTS], batch.gt.classes[0, :NUM_OBJECTS] = boxes, classes
     batch.gt.valid[0, NUM_OBJECTS:] = False
 
-    chosen = config.optimizer.to_dict()
-    schedule = learning_rate_schedule(
-        global_batch=1,
-        total_steps=100,
-        **{
-            name: chosen[name]
-            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
-        },
-    )
-    optimizer = make_optimizer(
-        schedule=schedule,
-        **{name: chosen[name] for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")},
-    )
+    optimizer, schedule = build_optimizer(config.optimizer, batch_size=1, accumulate_steps=1, total_steps=100)
     model = build_model(config.model, num_classes=NUM_CLASSES)
     dummy = dummy_batch((64, 64))
     if train:

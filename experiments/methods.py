@@ -24,6 +24,7 @@ from absl import app, flags
 
 from experiments import runs
 from experiments.runs import Row
+from experiments.seeds import student_interval
 from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.evaluate import detect_batch
@@ -173,14 +174,14 @@ class Claim:
     differences: tuple[float, ...]
 
     def cells(self) -> list[str]:
-        """Returns name, each seed's difference, mean and standard deviation."""
+        """Returns name, each seed's difference, mean, its interval, and whether all are above 0."""
         values = np.array(self.differences)
-        spread = f"{values.std(ddof=1):.2f}" if len(values) > 1 else "-"
+        interval = student_interval(self.differences)
         return [
             self.name,
             "  ".join(f"{value:+.2f}" for value in values),
             f"{values.mean():+.2f}",
-            spread,
+            "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
             "yes" if (values > 0).all() else "no",
         ]
 
@@ -258,9 +259,9 @@ def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> st
         parts += [
             f"Differences in AP90 by seed ({', '.join(map(str, seeds))} where trained):",
             markdown_table(
-                ("difference", "by seed", "mean", "std", "all above 0"),
+                ("difference", "by seed", "mean", "95 % interval", "all above 0"),
                 [claim.cells() for claim in differences],
-                text_columns=("by seed", "all above 0"),
+                text_columns=("by seed", "95 % interval", "all above 0"),
             ),
         ]
     parts.append(

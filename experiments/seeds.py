@@ -15,11 +15,10 @@ from scipy import stats
 
 from klbox_jax.evaluation.bootstrap import MatchedClass, average_precision_by_iou, resample_counts
 from klbox_jax.report.plots import IOU_THRESHOLDS
-from klbox_jax.report.tables import markdown_table
+from klbox_jax.report.tables import METRICS, markdown_table
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
-METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ written anew whenever a seed is finished.
 import pathlib
 import time
 
-import numpy as np
 from absl import app, flags
 
 from experiments import runs, seeds
@@ -33,13 +32,11 @@ from klbox_jax.data.source import Source
 from klbox_jax.evaluation.bootstrap import match_classes
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report import tables
-from klbox_jax.report.pictures import contact_sheet, draw_detections, save_picture
+from klbox_jax.report.pictures import contact_sheet, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
 from klbox_jax.train.job import Job
+from klbox_jax.train.sample_pictures import draw_samples
 from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
-
-# Detections below this score are not drawn.
-DISPLAY_SCORE = 0.4
 
 _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
@@ -82,26 +79,8 @@ def draw_examples(
     source = Job(config=config, workdir=Workdir(workdir)).eval_source
     step = next(row["steps"] for row in rows if row["name"] == ROWS[-1].name)
     results = read_json(workdir / "eval" / str(step) / ROWS[-1].name / "detections.json")
-    class_of = dict(zip(source.category_ids, source.class_names, strict=True))
-    panels = []
-    # Evenly spread over the set, so that the picture is not a selection.
-    for index in np.linspace(0, len(source.records) - 1, count).astype(int):
-        record = source.records[index]
-        found = [r for r in results if r["image_id"] == record.image_id and r["score"] >= DISPLAY_SCORE]
-        corners = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        panels.append(
-            draw_detections(
-                source.load_image(int(index)),
-                corners,
-                [class_of[r["category_id"]] for r in found],
-                np.array([r["score"] for r in found], np.float64),
-                np.array([r["bbox_std"] for r in found], np.float64).reshape(-1, 4),
-                gt_boxes=record.boxes.astype(np.float64),
-                class_names=source.class_names,
-            )
-        )
-    save_picture(path, contact_sheet(panels, columns=4))
+    pictures = draw_samples(source, results, count=count)
+    save_picture(path, contact_sheet(list(pictures.values()), columns=4))
 
 
 def write_table(rows: list[dict], workdir: pathlib.Path, *, meta: dict[str, object]) -> None:

@@ -48,7 +48,8 @@ def run(
         mode: `train`, `eval` (of the newest checkpoint, or of the best one), `train_and_eval`, `calibrate` (fits
             temperatures to the stds of that checkpoint), `predict` (on photographs) or `export` (writes a
             program that runs without this package).
-        settings: post-processings to evaluate, by name; that of the config by default, under the name "".
+        settings: post-processings to evaluate, by name, a single one to calibrate or to export; that of the config by
+            default, under the name "".
         allow_config_change: go on in a folder that was begun under another config.
 
     Returns:
@@ -108,21 +109,21 @@ def _chosen_step(job: Job) -> int | None:
 
 
 def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
-    for chosen in settings.values():
-        calibrate(job, chosen, step=_chosen_step(job))
-    return {}
-
-
-def _export(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
-    for chosen in settings.values():
-        export(job, chosen)
+    (chosen,) = settings.values()
+    calibrate(job, chosen, step=_chosen_step(job))
     return {}
 
 
 def _predict(job: Job) -> dict[str, dict[str, Any]]:
     """Asks for no data set: the workdir has all that photographs need."""
     _use_compilation_cache()
-    predict(job)
+    predict(job, step=_chosen_step(job))
+    return {}
+
+
+def _export(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    (chosen,) = settings.values()
+    export(job, chosen, step=_chosen_step(job))
     return {}
 
 

@@ -124,8 +124,7 @@ def evaluate_detections(
         ValueError: a result names an unknown image or category, or is not finite; a mask is malformed; the back end
             is unknown or not installed.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend = {backend!r} is unknown; choose {' or '.join(BACKENDS)}")
+    check_backend(backend)
     _check(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
     limits = _limits(max_detections)
     if backend == "hotcoco":
@@ -152,6 +151,16 @@ def evaluate_detections(
         names[int(category_id)]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(category_ids)
     }
     return metrics
+
+
+def check_backend(name: str) -> None:
+    """Raises ValueError for a back end of `evaluate_detections` that is unknown or not installed."""
+    if name not in BACKENDS:
+        raise ValueError(
+            f"config.evaluation.coco_backend = {name!r} is unknown; choose {' or '.join(BACKENDS)}"
+        )
+    if name == "hotcoco":
+        fast_coco.check_installed()
 
 
 def coco_evaluator(

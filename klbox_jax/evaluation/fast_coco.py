@@ -9,6 +9,12 @@ from jaxtyping import Float
 from numpy import ndarray
 
 
+def check_installed() -> None:
+    """Raises ValueError where the library is not installed."""
+    if importlib.util.find_spec("hotcoco") is None:
+        raise ValueError("the fast COCO evaluation needs hotcoco: pip install 'klbox-jax[fast]'")
+
+
 def accumulate(
     truth: dict, found: dict, *, iou_type: str, iou_thresholds: list[float], limits: list[int]
 ) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"], list[int]]:
@@ -20,12 +26,7 @@ def accumulate(
         iou_type: bbox or segm.
         iou_thresholds: T of them.
         limits: detections of an image and class that count, M of them, increasing.
-
-    Raises:
-        ValueError: the library is not installed.
     """
-    if importlib.util.find_spec("hotcoco") is None:
-        raise ValueError("the fast COCO evaluation needs hotcoco: pip install 'klbox-jax[fast]'")
     import hotcoco
 
     evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), iou_type)

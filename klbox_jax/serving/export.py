@@ -32,8 +32,7 @@ import klbox_jax
 from klbox_jax.evaluation.evaluate import eval_step
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving import loader
-from klbox_jax.serving.predict import check_same_detector
-from klbox_jax.serving.predictor import Predictor, load
+from klbox_jax.serving.predictor import Predictor, check_same_detector, load
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import write_json
@@ -61,8 +60,14 @@ PIXELS = (
 )
 
 
-def export(job: Job, settings: PostprocessSettings, output: str | os.PathLike | None = None) -> pathlib.Path:
-    """Exports the newest sound checkpoint of a run.
+def export(
+    job: Job,
+    settings: PostprocessSettings,
+    output: str | os.PathLike | None = None,
+    *,
+    step: int | None = None,
+) -> pathlib.Path:
+    """Exports a checkpoint of a run.
 
     The last file written is model.json: where it stands, the export is whole.
 
@@ -70,6 +75,7 @@ def export(job: Job, settings: PostprocessSettings, output: str | os.PathLike | 
         job: its workdir holds the detector; its config has the fields of `export`.
         settings: the post-processing inside the programs.
         output: the folder; by default that of the config.
+        step: of the checkpoint; by default the newest that is sound.
 
     Returns:
         The folder.
@@ -81,8 +87,8 @@ def export(job: Job, settings: PostprocessSettings, output: str | os.PathLike | 
     """
     fields = job.config.export
     _check_fields(fields)
-    predictor = load(job.workdir.path, settings=settings)
-    check_same_detector(job, predictor)
+    predictor = load(job.workdir.path, step=step, settings=settings)
+    check_same_detector(job.config, predictor)
     canvases = tuple(map(tuple, [fields.canvas] if fields.canvas else predictor.preprocessing.canvases))
     default = job.workdir.path / "export" / str("shipped" if predictor.step is None else predictor.step)
     folder = pathlib.Path(output or fields.output or default)

@@ -24,15 +24,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from flax.traverse_util import flatten_dict
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from klbox_jax.data.source import DataError
-from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.pictures import draw_detections, save_picture, shrink
-from klbox_jax.serving.folder import read_config
 from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import Predictor, load, read_image
@@ -44,13 +41,9 @@ from klbox_jax.train.writer import Progress
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 # Longest side of a picture; a larger image is shrunk to be drawn on.
 PICTURE_SIDE = 1600
-# Where a config decides how an image becomes a canvas.
-_DATA_FIELDS = ("short_side", "long_side", "canvases")
-# Where training starts from; the detector is the same.
-_START_FIELDS = ("model.init_weights", "model.init_partial")
 
 
-def predict(job: Job) -> pathlib.Path:
+def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
     """Finds objects in the images of `config.predict.input`, and writes what was found.
 
     An image that cannot be read is reported and left out.
@@ -58,6 +51,7 @@ def predict(job: Job) -> pathlib.Path:
     Args:
         job: its workdir holds the detector; its config has the post-processing, `predict`, and the number of threads
             that read images ahead of the network, and of those that draw behind it.
+        step: of the checkpoint; by default the newest that is sound.
 
     Returns:
         The folder of the results.
@@ -69,8 +63,8 @@ def predict(job: Job) -> pathlib.Path:
     """
     fields = job.config.predict
     paths = find_images(fields.input)
-    predictor = load(job.workdir.path, settings=PostprocessSettings(**job.config.postprocess))
-    check_same_detector(job, predictor)
+    predictor = load(job.workdir.path, step=step, settings=PostprocessSettings(**job.config.postprocess))
+    check_same_detector(job.config, predictor)
     output = pathlib.Path(fields.output or job.workdir.path / "predict")
     clock = _Clock()
     try:
@@ -172,32 +166,6 @@ def _predict_all(
             last.result()
         progress.update(len(paths))
     return found, failed
-
-
-def check_same_detector(job: Job, predictor: Predictor) -> None:
-    """Raises ValueError, which lists the fields, where the config is not of the detector in the workdir.
-
-    The weights are read into that detector, so that what `--config` says of another one would be ignored.
-    """
-    model = build_model(job.config.model, num_classes=len(predictor.class_names))
-    sides = [getattr(predictor.preprocessing, name) for name in _DATA_FIELDS]
-    if model == predictor.model and sides == [getattr(job.preprocessing, name) for name in _DATA_FIELDS]:
-        return
-    stored, given = (_detector_fields(config) for config in (read_config(job.workdir), job.config))
-    changes = [
-        f"{name} is {given.get(name)!r} instead of {stored.get(name)!r}"
-        for name in sorted(stored | given)
-        if stored.get(name) != given.get(name) and name not in _START_FIELDS
-    ]
-    raise ValueError(
-        f"--config describes another detector than the one in {job.workdir.path}: {', '.join(changes)}; give the "
-        "--config that it was trained with"
-    )
-
-
-def _detector_fields(config: Any) -> dict[str, Any]:
-    data = {name: config.data[name] for name in _DATA_FIELDS}
-    return flatten_dict({"model": config.model.to_dict(), "data": data}, sep=".")
 
 
 def _read(

@@ -32,6 +32,11 @@ from klbox_jax.structures import Batch
 from klbox_jax.train.temperature import load_temperature
 from klbox_jax.train.workdir import Workdir, WorkdirError
 
+# Where a config decides how an image becomes a canvas.
+_DATA_FIELDS = ("short_side", "long_side", "canvases")
+# Where training starts from; the detector is the same.
+_START_FIELDS = ("model.init_weights", "model.init_partial")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
@@ -175,6 +180,33 @@ def load(
     )
     _ = predictor.temperature  # a damaged file shows now
     return predictor
+
+
+def check_same_detector(config: Any, predictor: Predictor) -> None:
+    """Raises ValueError, which lists the fields, where the config is not of the detector in the workdir.
+
+    The weights are read into that detector, so that what `--config` says of another one would be ignored.
+    """
+    model = build_model(config.model, num_classes=len(predictor.class_names))
+    preprocessing = build_preprocessing(config.data)
+    sides = [getattr(predictor.preprocessing, name) for name in _DATA_FIELDS]
+    if model == predictor.model and sides == [getattr(preprocessing, name) for name in _DATA_FIELDS]:
+        return
+    stored, given = map(_detector_fields, (read_config(predictor.workdir), config))
+    changes = [
+        f"{name} is {given.get(name)!r} instead of {stored.get(name)!r}"
+        for name in sorted(stored | given)
+        if stored.get(name) != given.get(name) and name not in _START_FIELDS
+    ]
+    raise ValueError(
+        f"--config describes another detector than the one in {predictor.workdir.path}: {', '.join(changes)}; give the "
+        "--config that it was trained with"
+    )
+
+
+def _detector_fields(config: Any) -> dict[str, Any]:
+    data = {name: config.data[name] for name in _DATA_FIELDS}
+    return flatten_dict({"model": config.model.to_dict(), "data": data}, sep=".")
 
 
 def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarray, "h w 3"]:

@@ -11,7 +11,7 @@ from absl import logging
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.data.plan import EvalPlan
 from klbox_jax.data.source import Source
-from klbox_jax.evaluation.coco import IOU_THRESHOLDS, evaluate_detections
+from klbox_jax.evaluation.coco import IOU_THRESHOLDS, check_backend, evaluate_detections
 from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
 from klbox_jax.evaluation.lrp import evaluate_lrp
 from klbox_jax.evaluation.pdq import evaluate_pdq
@@ -38,8 +38,14 @@ class Evaluation:
     def __init__(
         self, job: Job, settings: Mapping[str, PostprocessSettings], *, preemption: Preemption | None = None
     ):
-        """Takes the settings by name; results of the name "" lie directly in the step's folder."""
+        """Takes the settings by name; results of the name "" lie directly in the step's folder.
+
+        Raises:
+            ValueError: `config.evaluation.coco_backend` is unknown or not installed.
+        """
         self._job = job
+        self._backend = job.config.evaluation.coco_backend
+        check_backend(self._backend)
         self._preemption = preemption or Preemption()
         self._settings = dict(settings)
         self._step = compile_eval_step(job.mesh, model=job.model, settings=self._settings)
@@ -139,14 +145,14 @@ class Evaluation:
 
     def _score(self, ground_truth: dict, results: list[dict]) -> dict[str, Any]:
         """COCO AP, LRP, PDQ and uncertainty of the boxes; AP of the masks, and VOC 2007's AP, where they belong."""
-        numbers = evaluate_detections(ground_truth, results)
+        numbers = evaluate_detections(ground_truth, results, backend=self._backend)
         numbers["uncertainty"] = evaluate_uncertainty(ground_truth, results)
         numbers["LRP"] = evaluate_lrp(ground_truth, results)
         numbers["PDQ"] = evaluate_pdq(ground_truth, results, min_score=PDQ_MIN_SCORE) | {
             "min_score": PDQ_MIN_SCORE
         }
         if self._job.config.model.mask_head.enabled:
-            masks = evaluate_detections(ground_truth, results, iou_type="segm")
+            masks = evaluate_detections(ground_truth, results, iou_type="segm", backend=self._backend)
             numbers |= {f"mask_{key}": masks[key] for key in HEADLINES}
         if self._job.config.data.name == "voc":
             numbers["AP_voc"] = evaluate_voc(ground_truth, results)["AP_11_points"]

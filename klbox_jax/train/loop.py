@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
 
 from klbox_jax.data.loader import train_batches
@@ -17,7 +16,7 @@ from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train import best
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
-from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.preemption import Preempted, Preemption
 from klbox_jax.train.profiling import Profile
 from klbox_jax.train.reporter import Clock, Reporter
@@ -56,7 +55,12 @@ def train(
         DataError, CheckpointError, WeightFileError, WorkdirError: naming the file.
     """
     config = job.config.train
-    optimizer, schedule = _optimizer(job)
+    optimizer, schedule = build_optimizer(
+        job.config.optimizer,
+        batch_size=config.batch_size,
+        accumulate_steps=config.accumulate_steps,
+        total_steps=job.total_steps,
+    )
     step_fn = compile_train_step(
         job.mesh,
         model=job.model,
@@ -154,32 +158,6 @@ def train(
                 break
         logging.info("%d traces of the training step", step_fn._cache_size())
         return state
-
-
-def _optimizer(job: Job) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer, and the learning rate of each step."""
-    config, train = job.config.optimizer, job.config.train
-    schedule = learning_rate_schedule(
-        learning_rate=config.learning_rate,
-        global_batch=train.batch_size * train.accumulate_steps,
-        total_steps=job.total_steps // train.accumulate_steps,
-        warmup_steps=config.warmup_steps,
-        warmup_factor=config.warmup_factor,
-        decay_at=config.decay_at,
-        decay_factor=config.decay_factor,
-    )
-    optimizer = make_optimizer(
-        name=config.name,
-        schedule=schedule,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        clip_norm=config.clip_norm,
-        frozen=config.frozen,
-        accumulate_steps=train.accumulate_steps,
-    )
-    if train.accumulate_steps == 1:
-        return optimizer, schedule
-    return optimizer, lambda step: schedule(step // train.accumulate_steps)
 
 
 def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:

@@ -1,11 +1,46 @@
 """The optimizer and its learning-rate schedule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
 
 REFERENCE_BATCH = 16
+
+
+def build_optimizer(
+    config: Any, *, batch_size: int, accumulate_steps: int, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns what a config describes, and the learning rate of each step.
+
+    Args:
+        config: a `config.optimizer`; its fields are arguments of `learning_rate_schedule` and `make_optimizer`.
+        batch_size: images of a step, on all devices.
+        accumulate_steps: steps of an update; the schedule counts updates, and its scaling their images.
+        total_steps: steps of the whole training.
+    """
+    schedule = learning_rate_schedule(
+        learning_rate=config.learning_rate,
+        global_batch=batch_size * accumulate_steps,
+        total_steps=total_steps // accumulate_steps,
+        warmup_steps=config.warmup_steps,
+        warmup_factor=config.warmup_factor,
+        decay_at=config.decay_at,
+        decay_factor=config.decay_factor,
+    )
+    optimizer = make_optimizer(
+        name=config.name,
+        schedule=schedule,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        clip_norm=config.clip_norm,
+        frozen=config.frozen,
+        accumulate_steps=accumulate_steps,
+    )
+    if accumulate_steps == 1:
+        return optimizer, schedule
+    return optimizer, lambda step: schedule(step // accumulate_steps)
 
 
 def learning_rate_schedule(

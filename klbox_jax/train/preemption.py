@@ -4,13 +4,16 @@ The first signal is only noted, and the run asks for it where it can stop withou
 process at once.
 """
 
+import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from klbox_jax.distributed import make_mesh, put_batch, replicated
 
@@ -72,5 +75,9 @@ class Preemption:
 
 def _largest(number: int) -> jax.Array:
     mesh = make_mesh()
-    numbers = put_batch(np.full(len(mesh.local_devices), number, np.int32), mesh)
-    return jax.jit(jnp.max, out_shardings=replicated(mesh))(numbers)
+    return _maximum(mesh)(put_batch(np.full(len(mesh.local_devices), number, np.int32), mesh))
+
+
+@functools.cache
+def _maximum(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jnp.max, out_shardings=replicated(mesh))

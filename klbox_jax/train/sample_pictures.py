@@ -1,4 +1,4 @@
-"""A few images of the evaluation with what was found in them, for TensorBoard."""
+"""A few images of the evaluation with what was found in them, for TensorBoard and for the pictures of experiments."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,7 +8,7 @@ from klbox_jax.data.source import DataError, Source
 from klbox_jax.report.pictures import draw_detections, shrink
 
 # Detections below this score are not drawn.
-MIN_SCORE = 0.3
+MIN_SCORE = 0.4
 # A larger image is shrunk.
 LONG_SIDE = 800
 

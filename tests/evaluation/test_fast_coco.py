@@ -2,8 +2,13 @@ import importlib.util
 
 import pytest
 
+from klbox_jax.evaluation import fast_coco
 from klbox_jax.evaluation.coco import evaluate_detections
+from klbox_jax.train.evaluation import Evaluation
+from klbox_jax.train.job import Job
+from klbox_jax.train.workdir import Workdir
 from tests.evaluation.test_coco import dataset, masked_set, random_set
+from tests.thin import scenes_config
 
 
 def both(*arguments, **options):
@@ -43,7 +48,7 @@ def test_nothing_found_and_nothing_to_find():
 
 
 def test_an_unknown_back_end_is_refused():
-    with pytest.raises(ValueError, match="backend = 'rust' is unknown; choose pycocotools or hotcoco"):
+    with pytest.raises(ValueError, match="coco_backend = 'rust' is unknown; choose pycocotools or hotcoco"):
         evaluate_detections(*random_set(0), backend="rust")
 
 
@@ -51,3 +56,25 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs hotcoco: pip install 'klbox-jax\[fast\]'"):
         evaluate_detections(*random_set(0), backend="hotcoco")
+
+
+def evaluation_of(tmp_path, backend):
+    config = scenes_config("loss=smooth_l1", **{"evaluation.coco_backend": backend})
+    return Evaluation(Job(config=config, workdir=Workdir(tmp_path)), {})
+
+
+def test_the_config_chooses(tmp_path, monkeypatch):
+    truth, results = random_set(3)
+    truth["images"] = [image | {"height": 500, "width": 500} for image in truth["images"]]
+    slow, fast = (evaluation_of(tmp_path, name)._score(truth, results) for name in ("pycocotools", "hotcoco"))
+    assert fast["AP"] == pytest.approx(slow["AP"], abs=1e-9)
+    asked = []
+    monkeypatch.setattr(fast_coco, "accumulate", lambda *_, **__: asked.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluation_of(tmp_path, "hotcoco")._score(truth, results)
+    assert asked
+
+
+def test_an_unknown_back_end_is_refused_before_anything_is_evaluated(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.evaluation\.coco_backend = 'rust' is unknown"):
+        evaluation_of(tmp_path, "rust")

@@ -15,7 +15,7 @@ from experiments import mask_scenes
 from klbox_jax.models.build import BACKBONES, BOX_HEADS, build_model
 from klbox_jax.models.convolution import Conv
 from klbox_jax.train.loop import dummy_batch
-from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import create_state, train_step
 from tests.thin import random_batch, scenes_config
 
@@ -40,20 +40,8 @@ def training(dtype):
     """The train step of all heads on flat lists, and example arguments."""
     config = config_of(dtype)
     model = build_model(config.model, num_classes=3)
-    schedule = learning_rate_schedule(
-        global_batch=config.train.batch_size,
-        total_steps=100,
-        **{
-            name: config.optimizer[name]
-            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
-        },
-    )
-    optimizer = make_optimizer(
-        schedule=schedule,
-        **{
-            name: config.optimizer[name]
-            for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")
-        },
+    optimizer, schedule = build_optimizer(
+        config.optimizer, batch_size=config.train.batch_size, accumulate_steps=1, total_steps=100
     )
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
     state = jax.eval_shape(lambda: create_state(model, optimizer, batch=dummy_batch((64, 96)), seed=0))

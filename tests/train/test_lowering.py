@@ -10,7 +10,7 @@ from klbox_jax.evaluation.evaluate import eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
 from klbox_jax.train.loop import dummy_batch
-from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import create_state, stop_frozen, train_step
 from tests.thin import random_batch, scenes_config, thin_model
 
@@ -23,20 +23,8 @@ VARIANT = "loss=kl,voting=variance,suppression=soft_gaussian"
 @pytest.fixture(scope="module")
 def parts():
     config = scenes_config(VARIANT)
-    schedule = learning_rate_schedule(
-        global_batch=config.train.batch_size,
-        total_steps=100,
-        **{
-            name: config.optimizer[name]
-            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
-        },
-    )
-    optimizer = make_optimizer(
-        schedule=schedule,
-        **{
-            name: config.optimizer[name]
-            for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")
-        },
+    optimizer, schedule = build_optimizer(
+        config.optimizer, batch_size=config.train.batch_size, accumulate_steps=1, total_steps=100
     )
     model = thin_model(VARIANT)
     batch = random_batch(size=2, canvas=(192, 192))

@@ -71,15 +71,15 @@ _SHARED = {}
 
 def share_programs(monkeypatch):
     """Lets runs share what they trace; their configs differ in nothing else that goes into it."""
-    optimizer_of, step_of, state_of = loop._optimizer, loop.compile_train_step, loop.create_state
+    optimizer_of, step_of, state_of = loop.build_optimizer, loop.compile_train_step, loop.create_state
 
     def shared(make, *key):
         if key not in _SHARED:
             _SHARED[key] = make()
         return _SHARED[key]
 
-    def optimizer(job):
-        return shared(lambda: optimizer_of(job), job.config.train.accumulate_steps, job.total_steps)
+    def optimizer(config, **numbers):
+        return shared(lambda: optimizer_of(config, **numbers), *numbers.values())
 
     def step(mesh, **static):
         key = (static["model"], id(static["optimizer"]), static["skip_nonfinite"])
@@ -91,7 +91,7 @@ def share_programs(monkeypatch):
             jnp.copy, shared(lambda: state_of(model, optimizer, **others), model, id(optimizer))
         )
 
-    monkeypatch.setattr(loop, "_optimizer", optimizer)
+    monkeypatch.setattr(loop, "build_optimizer", optimizer)
     monkeypatch.setattr(loop, "compile_train_step", step)
     monkeypatch.setattr(loop, "create_state", state)
 
