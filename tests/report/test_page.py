@@ -1,180 +1,28 @@
 import base64
 import hashlib
-import html.parser
 import io
 import json
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.report.__main__ import write_report
-from klbox_jax.report.charts import Series, chart
-from klbox_jax.report.page_data import as_compared, curves, flat, read_run
-from klbox_jax.report.page_examples import relative_sigma
-
-HOSTILE = "</script><script>alert(1)</script>"
-CLASSES = (HOSTILE, 'ray & "eel"')
-FILE_NAME = "<b>&'\".png"
-SIZE = (480, 300)  # wider than what a report embeds
-NUM_IMAGES = 4
-
-
-def annotations():
-    images = [
-        {"id": 10 + i, "file_name": FILE_NAME if i == 0 else f"{i}.png", "width": SIZE[0], "height": SIZE[1]}
-        for i in range(NUM_IMAGES)
-    ]
-    objects = [
-        {"id": 1, "image_id": 10, "category_id": 3, "bbox": [10, 10, 40, 60]},
-        *(
-            {"id": 2 + i, "image_id": 11 + i, "category_id": 5, "bbox": [100 + 20 * i, 50, 80, 40]}
-            for i in range(3)
-        ),
-    ]
-    categories = [{"id": 3, "name": CLASSES[0]}, {"id": 5, "name": CLASSES[1]}]
-    return {"images": images, "annotations": objects, "categories": categories}
-
-
-def detections(with_stds=True):
-    """In the first image one of each kind, in the others ten at random."""
-
-    def entry(image_id, category_id, bbox, score, stds):
-        return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score} | (
-            {"bbox_std": stds} if with_stds else {}
-        )
-
-    rows = [
-        entry(10, 3, [10, 10, 40, 60], 0.9, [1.0, 2.0, 3.0, 4.0]),  # finds its object exactly
-        entry(10, 3, [10, 10, 40, 50], 0.8, [1.0, 1.0, 1.0, 1.0]),  # too late: a duplicate, IoU 50/60
-        entry(10, 3, [10, 40, 40, 60], 0.7, [5.0, 5.0, 5.0, 5.0]),  # IoU 30/90: a localization error
-        entry(10, 5, [200, 10, 40, 60], 0.6, [9.0, 9.0, 9.0, 9.0]),  # nothing is there
-    ]
-    rng = np.random.default_rng(0)
-    for image_id in (11, 12, 13):
-        for _ in range(10):
-            x, y = rng.integers(60, 160), rng.integers(30, 70)
-            score, stds = round(float(rng.uniform(0.1, 1)), 3), (rng.integers(1, 30, 4) / 4).tolist()
-            rows.append(entry(image_id, 5, [float(x), float(y), 80.0, 40.0], score, stds))
-    return rows
-
-
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_data(root):
-    content = annotations()
-    write_json(root / "annotations" / "instances_valid.json", content)
-    (root / "valid").mkdir()
-    rng = np.random.default_rng(0)
-    for image in content["images"]:
-        pixels = rng.integers(0, 255, (SIZE[1], SIZE[0], 3), np.uint8)
-        Image.fromarray(pixels).save(root / "valid" / image["file_name"])
-
-
-def write_run(workdir, root, *, ap=40.0, settings=("",), data="sea/valid", with_stds=True):
-    config = {
-        "seed": 7,
-        "model": {"box_loss": "kl", "init_weights": "<img src=x onerror=alert(1)>" + HOSTILE},
-        "data": {"name": "coco", "root": str(root), "eval_split": "train"},
-        "postprocess": {"voting": "variance"},
-    }
-    write_json(workdir / "config.json", config)
-    lines = [{"step": step, "train/total_loss": 10.0 - step, "train/rate": 0.1} for step in range(1, 6)]
-    lines[2]["train/total_loss"] = None
-    (workdir / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "tra'
-    )
-    results = detections(with_stds)
-    for setting in settings:
-        metrics = {
-            "AP": ap,
-            "AP90": None,
-            "AP_by_iou": [ap - i for i in range(10)],
-            "AP_by_class": {CLASSES[0]: ap, CLASSES[1]: None},
-            "uncertainty": evaluate_uncertainty(annotations(), results),
-            "data": data,
-            "seed": 7,
-            "versions": {"jax": "0.0.1", "devices": {"cpu: <x>": 1}},
-            "postprocess": {"voting": "none"},
-        }
-        write_json(workdir / "eval" / "5" / setting / "metrics.json", metrics)
-        write_json(workdir / "eval" / "5" / setting / "detections.json", results)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("report")
-    write_data(root / "sea")
-    write_run(root / "a&b", root / "sea")
-    write_run(root / "plain", root / "sea", ap=42.5, with_stds=False)
-    write_report([str(root / "a&b")], root / "one.html", num_images=3)
-    write_report([str(root / "a&b"), str(root / "plain")], root / "two.html")
-    return root
-
-
-VOID = {"meta", "input", "br", "link", "img"}
-
-
-class Page(html.parser.HTMLParser):
-    """Elements with their attributes and own text; complains about tags that do not close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.open = [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs)
-        element = {"tag": tag, "parents": [e["tag"] for e in self.open], "text": "", **dict(attrs)}
-        self.elements.append(element)
-        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
-            self.open.append(element)
-
-    def handle_endtag(self, tag):
-        if not self.get_starttag_text().endswith("/>") or self.open[-1]["tag"] == tag:
-            assert self.open.pop()["tag"] == tag
-
-    def handle_data(self, data):
-        for element in self.open:
-            element["text"] += data
-
-    def all(self, tag):
-        return [element for element in self.elements if element["tag"] == tag]
-
-    def block(self, name):
-        (found,) = [e for e in self.all("script") if e.get("id") == name]
-        assert found["type"] == "application/json"
-        return json.loads(found["text"])
-
-    def rows(self):
-        """First cell of each table row -> the others."""
-        lines, found = {}, None
-        for element in self.elements:
-            if element["tag"] == "tr":
-                found = []
-            elif element["tag"] in ("th", "td"):
-                found.append(element["text"])
-                lines[found[0]] = found[1:]
-        return lines
-
-
-@pytest.fixture(scope="module")
-def one(folder):
-    return Page((folder / "one.html").read_text())
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    return Page((folder / "two.html").read_text())
+from tests.report.page_runs import (
+    CLASSES,
+    FILE_NAME,
+    HOSTILE,
+    NUM_IMAGES,
+    SIZE,
+    Page,
+    annotations,
+    detections,
+    write_json,
+    write_run,
+)
 
 
 def test_page_is_well_formed_and_its_links_lead_somewhere(one, two):
@@ -332,125 +180,6 @@ def test_another_world_of_the_data_set_is_not_shown(folder, tmp_path):
     write_json(path, json.loads(path.read_text()) | {"data_fingerprint": "a" * 64})
     write_report([str(tmp_path / "run")], tmp_path / "page.html")
     assert "fingerprint differs" in (tmp_path / "page.html").read_text()
-
-
-def broken_run(folder, tmp_path, what):
-    workdir = tmp_path / "run"
-    write_run(workdir, folder / "sea", settings=("one", "two") if what == "settings" else ("",))
-    for name, path in {
-        "config": workdir / "config.json",
-        "records": workdir / "metrics.jsonl",
-        "metrics": workdir / "eval" / "5" / "metrics.json",
-        "detections": workdir / "eval" / "5" / "detections.json",
-    }.items():
-        if what == name:
-            path.unlink()
-    if what == "json":
-        (workdir / "config.json").write_text("{")
-    return workdir
-
-
-@pytest.mark.parametrize(
-    ("what", "choice", "message"),
-    [
-        ("config", {}, "no config.json .* name the folder of a run"),
-        ("records", {}, "no metrics.jsonl"),
-        ("metrics", {}, "no finished evaluation; make one with .*--mode=eval"),
-        ("detections", {}, "no detections.json; evaluate again"),
-        ("json", {}, "config.json is not readable as JSON"),
-        ("settings", {}, "several settings at step 5; choose --setting from one, two"),
-        ("settings", {"settings": ["three"]}, "no setting 'three' at step 5; choose --setting from one, two"),
-        ("", {"steps": [4]}, "no evaluation of step 4; choose --step from 5"),
-        ("", {"steps": [5, 5]}, "--step is given 2 times for 1 runs"),
-    ],
-)
-def test_what_is_missing_is_said_in_one_line(folder, tmp_path, what, choice, message):
-    workdir = broken_run(folder, tmp_path, what)
-    with pytest.raises(ValueError, match=message) as error:
-        write_report([str(workdir)], tmp_path / "page.html", **choice)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "page.html").exists()
-
-
-def test_wrong_folders_are_said_in_one_line(folder, tmp_path):
-    page = tmp_path / "page.html"
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
-        write_report([str(tmp_path / "nowhere")], page)
-    with pytest.raises(ValueError, match="name one of the runs in it: a&b, plain"):
-        write_report([str(folder)], page)
-    with pytest.raises(ValueError, match="0 are named"):
-        write_report([], page)
-    with pytest.raises(ValueError, match="given twice"):
-        write_report([str(folder / "plain")] * 2, page)
-    with pytest.raises(ValueError, match="choose another --output"):
-        write_report([str(folder / "plain")], tmp_path / "nowhere" / "page.html")
-    write_run(tmp_path / "lake", folder / "sea", data="lake/valid")
-    with pytest.raises(ValueError, match=r"evaluated on sea/valid and .*lake/valid"):
-        write_report([str(folder / "plain"), str(tmp_path / "lake")], page)
-
-
-def test_setting_of_the_config_is_the_default(folder, tmp_path):
-    write_run(tmp_path / "run", folder / "sea", settings=("one", "two"))
-    path = tmp_path / "run" / "eval" / "5" / "two" / "metrics.json"
-    write_json(path, json.loads(path.read_text()) | {"postprocess": {"voting": "variance"}})
-    assert read_run(tmp_path / "run").setting == "two"
-    assert read_run(tmp_path / "run", setting="one").setting == "one"
-    one, two = (read_run(tmp_path / "run", setting=setting) for setting in ("one", "two"))
-    assert len({run.label for run in as_compared([one, two])}) == 2
-    write_run(tmp_path / "run", folder / "sea", settings=("",))
-    assert read_run(tmp_path / "run").setting == ""
-
-
-def test_curves_take_the_last_record_of_a_step_and_leave_holes_out(tmp_path):
-    write_run(tmp_path / "run", tmp_path, settings=("one", "two"))
-    lines = [
-        {"step": 1, "train/loss": 1.0, "val/one/AP": 10.0, "val/two/AP": 20.0, "other": 1.0},
-        {"step": 3, "train/loss": 5.0},
-        {"step": 2, "train/loss": None, "nonfinite": {"train/loss": "nan"}},
-        {"step": 3, "train/loss": 3.0, "val/one/AP": 11.0, "val/two/AP": 21.0, "train/once": 1.0},
-    ]
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = curves(read_run(tmp_path / "run", setting="two"))
-    assert found == {"train/loss": ([1, 3], [1.0, 3.0]), "evaluation/AP": ([1, 3], [20.0, 21.0])}
-
-
-def test_long_curves_are_thinned_to_means(tmp_path):
-    write_run(tmp_path / "run", tmp_path)
-    lines = [{"step": step, "train/loss": float(step % 2)} for step in range(600)]
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    steps, values = curves(read_run(tmp_path / "run"))["train/loss"]
-    assert values == [0.5] * 300
-    assert steps == [2 * i + 0.5 for i in range(300)]
-
-
-def test_flat_names_every_leaf():
-    assert flat({"a": {"b": [1, 2], "c": {}}, "d": "é"}) == {"a.b": "[1, 2]", "a.c": "{}", "d": '"é"'}
-
-
-def test_relative_sigma_is_the_mean_share_of_the_sides():
-    boxes = np.array([[0.0, 0.0, 10.0, 20.0], [5.0, 5.0, 5.0, 9.0]])
-    stds = np.array([[1.0, 2.0, 3.0, 4.0], [0.5, 1.0, 0.5, 1.0]])
-    # (1/10 + 2/20 + 3/10 + 4/20) / 4; a side of nothing counts as 1 px: (0.5/1 + 1/4 + 0.5/1 + 1/4) / 4.
-    np.testing.assert_allclose(relative_sigma(boxes, stds), [0.175, 0.375])
-
-
-def test_chart_places_points_and_leaves_holes():
-    line = Series(name="<a>", xs=[0.0, 1.0, 2.0, 3.0, 4.0], ys=[0.0, 1.0, None, 1.0, 0.5], style=0)
-    text = chart([line], title="<t>", x_range=(0.0, 4.0), y_range=(0.0, 1.0))
-    # The paper spans x from 54 to 410 and y from 230 up to 28.
-    assert 'd="M54.0 230.0L143.0 28.0M321.0 28.0L410.0 129.0"' in text
-    assert "<a>" not in text
-    assert "&lt;a&gt;" in text
-    assert Page(text).all("svg")[0]["aria-label"] == "<t>"
-    with pytest.raises(ValueError, match="nothing to draw"):
-        chart([Series(name="", xs=[1.0], ys=[None], style=0)], title="t")
-
-
-def test_logarithmic_chart_leaves_out_what_has_no_logarithm():
-    dots = Series(name="", xs=[1.0, 10.0, 100.0, -1.0], ys=[1.0, 10.0, 0.0, 1.0], style=1, form="dots")
-    text = chart([dots], title="t", log=True, x_range=(1.0, 100.0), y_range=(1.0, 100.0), diagonal=True)
-    assert 'd="M54.0 230.0h0M232.0 129.0h0"' in text
-    assert 'class="diagonal" d="M54.0 230.0L410.0 28.0"' in text
 
 
 def test_page_needs_neither_jax_nor_a_model():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from klbox_jax.report.__main__ import write_report
-from tests.report.test_page import Page, write_data, write_run
+from tests.report.page_runs import Page, write_data, write_run
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
