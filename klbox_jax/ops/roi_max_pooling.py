@@ -71,7 +71,7 @@ def _ranges(first: Int[Array, " r"], last: Int[Array, " r"], *, length: int, out
     return level, lookups, end <= start
 
 
-def _tabulate(x: Float[Array, "*n"], *, axis: int) -> Float[Array, "levels *n"]:
+def _tabulate(x: Float[Array, "*n"], *, axis: int) -> Float[Array, " levels *n"]:
     """Returns in entry `[k, ..., i, ...]` the maximum over cells `i` to `i + 2 ** k - 1` of an axis.
 
     A range that would leave the axis wraps around; nobody looks there.

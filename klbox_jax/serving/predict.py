@@ -32,7 +32,7 @@ from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.pictures import draw_detections, save_picture, shrink
 from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.prediction import Prediction
-from klbox_jax.serving.predictor import Predictor, load, read_image
+from klbox_jax.serving.predictor import Predictor, check_same_detector, load, read_image
 from klbox_jax.structures import Batch
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import write_atomically, write_json

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import ExifTags, Image, ImageOps

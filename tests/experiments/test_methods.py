@@ -137,6 +137,13 @@ def test_differences_are_paired_by_seed():
         fake("smooth_l1-hard-none", "smooth_l1", 1, 7.0),
         fake("kl-hard-none", "kl", 1, 8.0),
     ]
-    # The best row of smooth-L1 and seed 0 is the second: 9 - 6 = 3; seed 1: 8 - 7 = 1. Mean 2, deviation sqrt 2.
+    # The best row of smooth-L1 and seed 0 is the second: 9 - 6 = 3; seed 1: 8 - 7 = 1. Mean 2 with a
+    # standard error of 1, and the t of one degree of freedom is 12.71.
     (claim,) = methods.claims(rows, [0, 1])
-    assert claim.cells() == ["kl over smooth_l1, best rows", "+3.00  +1.00", "+2.00", "1.41", "yes"]
+    assert claim.cells() == [
+        "kl over smooth_l1, best rows",
+        "+3.00  +1.00",
+        "+2.00",
+        "-10.71 to +14.71",
+        "yes",
+    ]

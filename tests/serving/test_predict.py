@@ -65,7 +65,7 @@ def output(workdir, photographs):
 def loaded(workdir, monkeypatch):
     """One predictor for all calls, so that it is compiled once."""
     predictor = load(workdir.path)
-    monkeypatch.setattr(predict_module, "load", lambda path, settings: predictor)
+    monkeypatch.setattr(predict_module, "load", lambda path, step, settings: predictor)
     return predictor
 
 
