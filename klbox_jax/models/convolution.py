@@ -1,9 +1,8 @@
-"""Convolution, with forms of the 1x1, the 3x3 and the depthwise 3x3 that are fast on a CPU.
+"""Convolution, with forms of the 1x1 and the depthwise 3x3 that are fast on a CPU.
 
-XLA's CPU backend runs a 1x1 convolution at half the speed of the same product written as a dot, the kernel's
-gradient of a 3x3 one of few images slower than nine products, and a depthwise convolution 10 to 50 times slower
-than nine shifted multiply-adds. The lowering chooses by platform, so accelerators still see convolutions; params
-and results are the same either way.
+XLA's CPU backend runs a 1x1 convolution at half the speed of the same product written as a dot, and a
+depthwise convolution 10 to 50 times slower than nine shifted multiply-adds. The lowering chooses by
+platform, so accelerators still see convolutions; params and results are the same either way.
 """
 
 import functools
@@ -16,10 +15,6 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# The most images of which the kernel's gradient of a 3x3 convolution is nine products on a CPU. XLA's own has the batch
-# for its innermost sum, so that it is slow for few images: of one at 200 x 336 cells five times, of two at 80 x 80 a
-# tenth; of eight it is the faster one.
-MOST_IMAGES_BY_TAPS = 4
 # Batch, rows and columns of both operands are summed over.
 _OVER_CELLS = (((0, 1, 2), (0, 1, 2)), ((), ()))
 
@@ -30,7 +25,7 @@ class Conv(nn.Module):
     """A 2-D convolution with torch's padding: `kernel_size // 2` zeros on every side.
 
     Params: `kernel` [k, k, C_in / groups, C_out] and, with `use_bias`, `bias` [C_out]. Reverse-mode
-    differentiation only: the 1x1 and 3x3 forms have no forward-mode rule.
+    differentiation only: the 1x1 and depthwise forms have no forward-mode rule.
 
     Attributes:
         features: output channels.
@@ -75,8 +70,6 @@ class Conv(nn.Module):
             y = pointwise_conv(x, kernel, self.strides)
         elif self.kernel_size == 3 and self.groups == channels == self.features:
             y = depthwise_conv(x, kernel, self.strides)
-        elif self.kernel_size == 3 and self.groups == 1:
-            y = full_conv(x, kernel, self.strides)
         else:
             y = conv(x, kernel, self.strides, self.groups)
         return y if bias is None else y + bias[None, None, None, :]
@@ -97,7 +90,7 @@ def conv(
     )
 
 
-# The forms below write out their rule for gradients, so that (x, kernel) is kept for the backward pass
+# Both forms below write out their rule for gradients, so that (x, kernel) is kept for the backward pass
 # and not the union of what every platform's branch would keep.
 
 
@@ -154,41 +147,6 @@ def _gradients_of(function):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def full_conv(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"], strides: int
-) -> Float[Array, "B h w F"]:
-    """Returns the 3x3 convolution; the kernel's gradient is nine products on CPU where the batch is small."""
-    return conv(x, kernel, strides)
-
-
-def _full_forward(x, kernel, strides):
-    return full_conv(x, kernel, strides), (x, kernel)
-
-
-def _full_backward(strides, residuals, cotangent):
-    gradients = _gradients_of(functools.partial(conv, strides=strides))
-
-    def dotted(x, kernel, cotangent):
-        _, to_input = jax.vjp(lambda x: conv(x, kernel, strides), x)
-        return *to_input(cotangent), _kernel_gradient_by_taps(x, cotangent, strides)
-
-    if cotangent.shape[0] > MOST_IMAGES_BY_TAPS:
-        return gradients(*residuals, cotangent)
-    return lax.platform_dependent(*residuals, cotangent, cpu=dotted, default=gradients)
-
-
-full_conv.defvjp(_full_forward, _full_backward)
-
-
-def _kernel_gradient_by_taps(x, cotangent, strides):
-    _, height, width, _ = cotangent.shape
-    padded = _pad_one(x)
-    taps = [_tap(padded, i, j, strides, height, width) for i in range(3) for j in range(3)]
-    products = jnp.stack([_product_over_cells(tap, cotangent) for tap in taps])
-    return products.reshape(3, 3, *products.shape[1:])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"], strides: int
 ) -> Float[Array, "B h w C"]:
@@ -229,20 +187,14 @@ def _pad_one(x):
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _tap(padded, i, j, strides, height, width):
-    """Returns `padded[:, i + s*y, j + s*x]` for y < height, x < width."""
-    batch, _, _, channels = padded.shape
-    end = (batch, i + strides * (height - 1) + 1, j + strides * (width - 1) + 1, channels)
-    return lax.slice(padded, (0, i, j, 0), end, (1, strides, strides, 1))
-
-
 def _sum_of_taps(padded, kernel, strides, height, width):
     """Returns the sum over i, j of `padded[:, i + s*y, j + s*x] * kernel[i, j]` for y < height, x < width."""
     batch, _, _, channels = padded.shape
     total = jnp.zeros((batch, height, width, channels), jnp.promote_types(padded.dtype, jnp.float32))
     for i in range(3):
         for j in range(3):
-            tap = _tap(padded, i, j, strides, height, width)
+            end = (batch, i + strides * (height - 1) + 1, j + strides * (width - 1) + 1, channels)
+            tap = lax.slice(padded, (0, i, j, 0), end, (1, strides, strides, 1))
             total += tap.astype(total.dtype) * kernel[i, j].astype(total.dtype)[None, None]
     return total.astype(padded.dtype)
 
