@@ -13,7 +13,7 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
     Everything else (activations, norms, pooling, NMS) is left out, as is usual. A convolution's window counts
     whole where it covers padding, and without the zeros that the gradient of a strided one inserts. Of the branches
-    of a condition the dearest counts; the forms of a layer for several platforms cost the same.
+    of a condition the dearest counts, and of the forms of a layer for several platforms that of accelerators.
 
     Raises:
         ValueError: a loop whose length is unknown holds a product.
@@ -35,6 +35,8 @@ def _flops_of(equation) -> int:
             return 2 * math.prod(equation.outvars[0].aval.shape) * window // inserted
         case "scan":
             return params["length"] * count_flops(params["jaxpr"].jaxpr)
+        case "cond" if params.get("branches_platforms"):
+            return count_flops(params["branches"][-1].jaxpr)
         case "cond":
             return max(count_flops(branch.jaxpr) for branch in params["branches"])
         case "while":

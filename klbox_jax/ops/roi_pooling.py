@@ -4,6 +4,9 @@ The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x 
 bins is therefore `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products
 run at the speed of the machine's matrix unit, and their gradient with respect to the features is a product
 again instead of a scatter.
+
+That is the form for accelerators. A CPU has no such unit, and RoIAlign's matrices are nearly all zeros: there the
+lowering takes the form of `roi_taps`.
 """
 
 import functools
@@ -13,8 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from klbox_jax.ops.roi_taps import gather_taps, sample_positions, spread_windows
+
 # Numbers of the product with the rows that are held at once, of one image: 64 MiB in float32.
 MOST_BANDED = 2**24
+
+# Numbers of a map up to which its gradient is a product with the matrices on CPUs as well: one product over so small
+# a map takes no longer than a loop over the windows of each RoI, and compiles faster.
+SMALL_MAP = 2**15
 
 
 def interpolation_matrix(
@@ -31,9 +40,7 @@ def interpolation_matrix(
     `sampling_ratio` samples. A sample up to one cell outside the map takes the value at the border, one
     further out is zero, as in detectron2 and torchvision.
     """
-    samples = output_size * sampling_ratio
-    fractions = (jnp.arange(samples, dtype=jnp.float32) + 0.5) / samples
-    positions = starts[:, None] + (ends - starts)[:, None] * fractions[None, :]
+    positions = sample_positions(starts, ends, samples=output_size * sampling_ratio)
     inside = (positions >= -1.0) & (positions <= length)
     positions = jnp.clip(positions, min=0.0, max=length - 1.0)
     cells = jnp.arange(length, dtype=jnp.float32)
@@ -55,7 +62,7 @@ def roi_align(
     """Pools each box into a grid of `output_size` x `output_size` bins (He et al., Mask R-CNN, section 3).
 
     Agrees with `torchvision.ops.roi_align` for a fixed `sampling_ratio`. Differentiable in the features and
-    in the boxes.
+    in the boxes, in reverse mode only.
 
     Args:
         features: one image's feature map.
@@ -67,16 +74,69 @@ def roi_align(
             are at least one cell wide, as in the older implementations.
         weights: factor for each RoI; 0 leaves a RoI out (see `pool_from_levels`).
     """
-    h, w, _ = features.shape
-    offset = 0.5 if aligned else 0.0
-    x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32) * spatial_scale - offset, -1, 0)
+    regions = boxes.astype(jnp.float32) * spatial_scale - (0.5 if aligned else 0.0)
     if not aligned:
-        x2, y2 = jnp.maximum(x2, x1 + 1.0), jnp.maximum(y2, y1 + 1.0)
-    rows = interpolation_matrix(y1, y2, length=h, output_size=output_size, sampling_ratio=sampling_ratio)
-    columns = interpolation_matrix(x1, x2, length=w, output_size=output_size, sampling_ratio=sampling_ratio)
-    if weights is not None:
-        rows = rows * weights[:, None, None]
-    return pool_with_matrices(features, rows, columns)
+        starts, ends = regions[:, :2], regions[:, 2:]
+        regions = jnp.concatenate([starts, jnp.maximum(ends, starts + 1.0)], axis=1)
+    if weights is None:
+        weights = jnp.ones(boxes.shape[:1], jnp.float32)
+    return _align(features, regions, weights, output_size, sampling_ratio)
+
+
+# The rule for gradients is written out, so that only the arguments are kept for the backward pass, and not the union
+# of what every platform's branch would keep.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _align(features, regions, weights, output_size, sampling_ratio):
+    """RoIAlign of regions in cells."""
+    sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
+
+    def multiplied(features, regions, weights):
+        return pool_with_matrices(features, *_matrices(features, regions, weights, **sizes))
+
+    return jax.lax.platform_dependent(
+        features, regions, weights, cpu=functools.partial(gather_taps, **sizes), default=multiplied
+    )
+
+
+def _align_forward(features, regions, weights, output_size, sampling_ratio):
+    primals = features.value, regions.value, weights.value
+    # Whether a gradient of the RoIs is asked for at all, told by the structure.
+    wanted = () if regions.perturbed or weights.perturbed else None
+    return _align(*primals, output_size, sampling_ratio), (primals, wanted)
+
+
+def _align_backward(output_size, sampling_ratio, kept, cotangent):
+    (features, regions, weights), wanted = kept
+    sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
+    rows, columns = _matrices(features, regions, weights, **sizes)
+
+    def transposed(cotangent, rows, columns):
+        pool = functools.partial(pool_with_matrices, rows=rows, columns=columns)
+        return jax.linear_transpose(pool, features)(cotangent)[0]
+
+    small = features.size <= SMALL_MAP
+    features_gradient = jax.lax.platform_dependent(
+        cotangent, rows, columns, cpu=transposed if small else spread_windows, default=transposed
+    )
+    if wanted is None:
+        return features_gradient, None, None
+
+    def pool(regions, weights):
+        return pool_with_matrices(features, *_matrices(features, regions, weights, **sizes))
+
+    return features_gradient, *jax.vjp(pool, regions, weights)[1](cotangent)
+
+
+_align.defvjp(_align_forward, _align_backward, symbolic_zeros=True)
+
+
+def _matrices(features, regions, weights, **sizes):
+    x1, y1, x2, y2 = jnp.moveaxis(regions, -1, 0)
+    rows = interpolation_matrix(y1, y2, length=features.shape[0], **sizes)
+    columns = interpolation_matrix(x1, x2, length=features.shape[1], **sizes)
+    return rows * weights[:, None, None], columns
 
 
 def pool_with_matrices(

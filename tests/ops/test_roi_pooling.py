@@ -7,7 +7,13 @@ import pytest
 
 from experiments.flops import largest_product_bytes, saved_bytes
 from klbox_jax.ops import roi_pooling
-from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, multilevel_roi_align, roi_align
+from klbox_jax.ops.roi_pooling import (
+    assign_boxes_to_levels,
+    interpolation_matrix,
+    multilevel_roi_align,
+    pool_with_matrices,
+    roi_align,
+)
 from tests.references import roi_align as reference
 
 STATIC = ("output_size", "sampling_ratio", "spatial_scale", "aligned")
@@ -253,19 +259,67 @@ def test_levels_and_strides_must_be_equally_many():
         )
 
 
+def multiplied(features, boxes):
+    """The form for accelerators: 2 x 2 bins of 2 x 2 samples at stride 8."""
+    x1, y1, x2, y2 = jnp.moveaxis(boxes / 8 - 0.5, -1, 0)
+    sizes = {"output_size": 2, "sampling_ratio": 2}
+    rows = interpolation_matrix(y1, y2, length=features.shape[0], **sizes)
+    columns = interpolation_matrix(x1, x2, length=features.shape[1], **sizes)
+    return pool_with_matrices(features, rows, columns)
+
+
+def test_images_under_vmap_and_windows_equal_the_products(monkeypatch):
+    """Maps of 19 x 11 cells have windows that end at the border, and RoIs of weight 0 have none."""
+    monkeypatch.setattr(roi_pooling, "SMALL_MAP", 0)
+    features = random_features(2, 19, 11, 3)
+    special = np.tile(SPECIAL_BOXES[None], (2, 1, 1))
+    boxes = np.concatenate([random_boxes(2 * 14, seed=9, canvas=150.0).reshape(2, 14, 4), special], axis=1)
+    weights = np.random.default_rng(3).integers(0, 2, (2, 24)).astype(np.float32)
+    cotangent = random_features(2, 24, 2, 2, 3, seed=8)
+
+    def forms(features, boxes, weights, cotangent):
+        def aligned(features, boxes):
+            arguments = {"output_size": 2, "sampling_ratio": 2, "spatial_scale": 1 / 8}
+            return roi_align(features, boxes, weights=weights, **arguments)
+
+        def expected(features, boxes):
+            return multiplied(features, boxes) * weights[:, None, None, None]
+
+        pulled = (jax.vjp(function, features, boxes) for function in (aligned, expected))
+        return [(pooled, *vjp(cotangent)) for pooled, vjp in pulled]
+
+    found, expected = jax.jit(jax.vmap(forms))(features, boxes, weights, cotangent)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    # One map under the RoIs of two images.
+    apart = jax.jit(jax.vmap(forms, in_axes=(None, 0, 0, 0)))(features[0], boxes, weights, cotangent)
+    for one, other in zip(*apart, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_only_cpus_take_the_form_with_taps():
+    def gradients(features, boxes):
+        def value(features):
+            return roi_align(features, boxes, output_size=2, sampling_ratio=2, spatial_scale=1 / 8).sum()
+
+        return jax.value_and_grad(value)(features)
+
+    arguments = jnp.zeros((64, 64, 16)), jnp.zeros((5, 4))
+    for platform in ("cpu", "cuda", "tpu"):
+        text = jax.export.export(jax.jit(gradients), platforms=[platform])(*arguments).mlir_module()
+        assert ("stablehlo.while" in text) == (platform == "cpu")
+        assert ("stablehlo.gather" in text) == (platform == "cpu")
+
+
 def test_groups_of_rois_give_what_all_at_once_give(monkeypatch):
     """Of 11 RoIs, 3 at a time: the fourth group has one RoI that is nobody's."""
     features, boxes = random_features(9, 12, 3), random_boxes(11, seed=7)
-    arguments = {"output_size": 2, "sampling_ratio": 2, "spatial_scale": 1 / 8}
     cotangent = random_features(11, 2, 2, 3, seed=8)
 
     # A function of its own for each limit: jit remembers what it traced.
     def value_and_gradients():
-        def pool(features, boxes):
-            return roi_align(features, boxes, **arguments)
-
         def pull_back(features, boxes):
-            pooled, vjp = jax.vjp(pool, features, boxes)
+            pooled, vjp = jax.vjp(multiplied, features, boxes)
             return pooled, *vjp(cotangent)
 
         return jax.jit(pull_back)
@@ -281,7 +335,9 @@ def test_groups_of_rois_give_what_all_at_once_give(monkeypatch):
     for found, wanted in zip(grouped(features, boxes), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(
-        grouped(features, boxes)[0], reference.roi_align(features, boxes, **arguments), atol=2e-5
+        grouped(features, boxes)[0],
+        reference.roi_align(features, boxes, output_size=2, sampling_ratio=2, spatial_scale=1 / 8),
+        atol=2e-5,
     )
     # A limit below a single RoI: one at a time.
     monkeypatch.setattr(roi_pooling, "MOST_BANDED", 1)
