@@ -2,7 +2,7 @@
 
 Boxes are `x1, y1, x2, y2` with continuous edges: the width is x2 - x1, nothing is added to it. Whole pixels from
 x1 to x2, which Detectron calls `x2 - x1 + 1` wide, are the box that ends at `x2 + 1`: areas and IoUs are then its
-own. A box whose edges are reversed counts as empty. The IoU here is the only one of the compiled code;
+own. A box whose edges are reversed counts as empty. The IoUs here are the only ones of the compiled code;
 `evaluation/matching.py` has one in float64, as pycocotools computes it.
 """
 
@@ -32,6 +32,20 @@ def pairwise_iou(a: Float[Array, "n 4"], b: Float[Array, "m 4"]) -> Float[Array,
     """
     intersection = pairwise_intersection(a, b)
     union = area(a)[:, None] + area(b)[None, :] - intersection
+    has_union = union > _MIN_UNION
+    return jnp.where(has_union, intersection / jnp.where(has_union, union, 1.0), 0.0)
+
+
+def paired_iou(a: tuple[Array, ...], b: tuple[Array, ...]) -> Float[Array, " n"]:
+    """`pairwise_iou` of the boxes that stand in the same row, from their columns x1, y1, x2 and y2, each `[n]`."""
+    width = jnp.maximum(jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0]), 0.0)
+    height = jnp.maximum(jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1]), 0.0)
+    intersection = width * height
+
+    def area_of(x1: Array, y1: Array, x2: Array, y2: Array) -> Array:
+        return jnp.maximum(x2 - x1, 0.0) * jnp.maximum(y2 - y1, 0.0)
+
+    union = area_of(*a) + area_of(*b) - intersection
     has_union = union > _MIN_UNION
     return jnp.where(has_union, intersection / jnp.where(has_union, union, 1.0), 0.0)
 

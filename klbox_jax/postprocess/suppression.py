@@ -4,7 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from klbox_jax.postprocess.iou_guided_nms import iou_guided_nms
-from klbox_jax.postprocess.soft_nms import SuppressionResult, pick_sequentially, soft_nms
+from klbox_jax.postprocess.pick_rounds import pick_in_rounds
+from klbox_jax.postprocess.picks import SuppressionResult
+from klbox_jax.postprocess.soft_nms import soft_nms
 
 SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian", "iou_guided")
 
@@ -43,18 +45,6 @@ def suppress(
     Raises:
         ValueError: for an unknown method.
     """
-    if method == "hard":
-        # Greedy NMS is the pick loop with an all-or-nothing decay. For a hundred outputs of a thousand
-        # candidates that takes no longer than `ops.nms.hard_nms`, and makes no N x N matrix.
-        return pick_sequentially(
-            boxes,
-            scores,
-            classes,
-            valid,
-            decay=lambda iou: jnp.where(iou > nms_threshold, 0.0, 1.0),
-            min_score=float(jnp.finfo(jnp.float32).tiny),
-            max_outputs=max_outputs,
-        )
     if method == "iou_guided":
         return iou_guided_nms(
             boxes,
@@ -68,6 +58,18 @@ def suppress(
     if method not in SUPPRESSION_METHODS:
         raise ValueError(
             f"Unknown suppression method {method!r}; choose one of {', '.join(SUPPRESSION_METHODS)}."
+        )
+    if method == "hard":
+        # Greedy NMS is the pick loop with an all-or-nothing decay. For a hundred outputs of a thousand
+        # candidates that is faster than `ops.nms.hard_nms`, and makes no N x N matrix.
+        return pick_in_rounds(
+            boxes,
+            scores,
+            classes,
+            valid,
+            decay=lambda iou: jnp.where(iou > nms_threshold, 0.0, 1.0),
+            min_score=float(jnp.finfo(jnp.float32).tiny),
+            max_outputs=max_outputs,
         )
     return soft_nms(
         boxes,

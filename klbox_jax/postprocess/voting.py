@@ -2,10 +2,11 @@
 
 The methods differ in the weight alone:
 
-    variance_voting    p / variance     He et al., CVPR 2019
-    iou_voting         p                the same where a head predicts no variances
-    iou_score_voting   p * score        the same, the confident neighbours first
-    box_voting         score            IoU >= threshold; Gidaris and Komodakis, ICCV 2015
+    variance_voting         p / variance           He et al., CVPR 2019
+    variance_score_voting   p * score / variance   the same, the confident neighbours first
+    iou_voting              p                      where a head predicts no variances
+    iou_score_voting        p * score              the same, the confident neighbours first
+    box_voting              score                  IoU >= threshold; Gidaris and Komodakis, ICCV 2015
 
 with p = exp(-(1 - IoU)^2 / sigma_t). `fusion` has two more. What the variance that comes back means is a choice
 of its own, `variance_mode`. With weights w_i and variances var_i of the voters:
@@ -95,6 +96,55 @@ def variance_voting(
     return average_voters(
         kept_boxes,
         _proximity(iou, peers, sigma_t, iou_floor),
+        candidate_boxes,
+        candidate_valid,
+        weight_variances=candidate_variances,
+        reported_variances=candidate_variances if reported_variances is None else reported_variances,
+        kept_variances=kept_variances,
+        variance_mode=variance_mode,
+    )
+
+
+def variance_score_voting(
+    kept_boxes: Float[Array, "D 4"],
+    kept_classes: Int[Array, " D"],
+    candidate_boxes: Float[Array, "N 4"],
+    candidate_variances: Float[Array, "N 4"],
+    candidate_scores: Float[Array, " N"],
+    candidate_classes: Int[Array, " N"],
+    candidate_valid: Bool[Array, " N"],
+    *,
+    sigma_t: float = 0.02,
+    iou_floor: float = 0.0,
+    reported_variances: Float[Array, "N 4"] | None = None,
+    kept_variances: Float[Array, "D 4"] | None = None,
+    variance_mode: str = "average",
+    voters: Bool[Array, "D N"] | None = None,
+) -> VotingResult:
+    """`variance_voting` with the weight p_i * score_i / var_i, as `iou_score_voting` is to `iou_voting`.
+
+    A departure from the paper, which keeps scores out of the vote: the regression is trained on objects alone, so
+    that the offsets and variances of a box that hardly looks like one are worth less.
+
+    Args:
+        candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
+        kept_boxes, kept_classes, candidate_boxes, candidate_variances, candidate_classes, candidate_valid: as in
+            `variance_voting`.
+        sigma_t, iou_floor, reported_variances, kept_variances, variance_mode, voters: as there.
+
+    Returns:
+        As `variance_voting`.
+
+    Raises:
+        ValueError: as there.
+    """
+    iou, peers = overlaps(
+        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
+    )
+    scores = jnp.where(candidate_valid, candidate_scores, 0.0)
+    return average_voters(
+        kept_boxes,
+        _proximity(iou, peers, sigma_t, iou_floor) * scores[None, :],
         candidate_boxes,
         candidate_valid,
         weight_variances=candidate_variances,
@@ -301,25 +351,29 @@ def average_voters(
     boxes = jnp.where(rows, candidate_boxes, 0.0)
     divisors = jnp.ones_like(boxes) if weight_variances is None else weight_variances
     precisions = 1.0 / jnp.where(rows, divisors, 1.0)
-    # Only ratios matter; without this the squares of small scores would underflow.
-    largest = jax.lax.stop_gradient(jnp.max(weights, axis=1, keepdims=True, initial=0.0))
-    weights = weights / jnp.where(largest > 0, largest, 1.0)
+    if variance_mode == "fused":
+        # Only ratios matter; without this the squares of small scores would underflow.
+        largest = jax.lax.stop_gradient(jnp.max(weights, axis=1, keepdims=True, initial=0.0))
+        weights = weights / jnp.where(largest > 0, largest, 1.0)
 
     # Accelerators would round the factors to 8 or 11 bits here, several pixels at x = 1000.
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    total = product(weights, precisions)
+    # One product of all sums reads the [D, N] weights once.
+    columns = [precisions, boxes * precisions]
+    if variance_mode == "average" and reported_variances is not None:
+        columns.append(jnp.where(rows, reported_variances, 0.0) * precisions)
+    total, *sums = jnp.split(product(weights, jnp.concatenate(columns, axis=1)), len(columns), axis=1)
     has_votes = total > 0
     total = jnp.where(has_votes, total, 1.0)
-    voted = jnp.where(has_votes, product(weights, boxes * precisions) / total, kept_boxes)
+    voted = jnp.where(has_votes, sums[0] / total, kept_boxes)
 
     if variance_mode == "winner":
         variances = None if kept_variances is None else jnp.where(has_votes, kept_variances, 0.0)
     elif reported_variances is None:
         variances = None
+    elif variance_mode == "average":
+        variances = sums[1] / total
     else:
         reported = jnp.where(rows, reported_variances, 0.0)
-        if variance_mode == "average":
-            variances = product(weights, reported * precisions) / total
-        else:
-            variances = product(jnp.square(weights), reported * jnp.square(precisions)) / jnp.square(total)
+        variances = product(jnp.square(weights), reported * jnp.square(precisions)) / jnp.square(total)
     return VotingResult(boxes=voted, variances=variances)

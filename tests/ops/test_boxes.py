@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.ops.boxes import area, clip_to_image, is_nonempty, pairwise_intersection, pairwise_iou
+from klbox_jax.ops.boxes import (
+    area,
+    clip_to_image,
+    is_nonempty,
+    paired_iou,
+    pairwise_intersection,
+    pairwise_iou,
+)
 from tests.references.boxes import clustered_boxes, iou_matrix, share_inside
 
 jitted_iou = jax.jit(pairwise_iou)
@@ -35,6 +42,14 @@ def test_iou_equals_loops_and_is_symmetric():
     np.testing.assert_allclose(iou, iou_matrix(a, b), atol=1e-6)
     np.testing.assert_array_equal(iou, pairwise_iou(jnp.asarray(b), jnp.asarray(a)).T)
     np.testing.assert_allclose(jitted_iou(a, b), iou, atol=1e-6)
+
+
+def test_paired_iou_is_the_diagonal():
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.integers(0, 4, (200, 4)).astype(np.float32)) for _ in range(2))
+    iou = paired_iou(tuple(a.T), tuple(b.T))
+    assert (iou > 0).any()
+    np.testing.assert_array_equal(iou, jnp.diagonal(pairwise_iou(a, b)))
 
 
 def test_intersection_equals_the_share_of_the_area():

@@ -1,0 +1,80 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klbox_jax.postprocess.pick_rounds import pick_in_rounds
+from klbox_jax.postprocess.picks import pick_sequentially
+
+COUNT = 120
+OPTIONS = {"decay": lambda iou: jnp.exp(-jnp.square(iou) / 0.3), "min_score": 0.2}
+
+
+def image(seed, num_classes):
+    """Whole coordinates and few scores: duplicates, ties, and boxes that are not valid."""
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 60, (COUNT, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(8, 40, (COUNT, 2))], axis=1)
+    scores = rng.integers(20, 64, COUNT) / 64
+    return (
+        boxes.astype(np.float32),
+        scores.astype(np.float32),
+        rng.integers(0, num_classes, COUNT).astype(np.int32),
+        rng.random(COUNT) < 0.8,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="max_outputs")
+def both(boxes, scores, classes, valid, *, max_outputs):
+    return tuple(
+        jax.vmap(functools.partial(pick, **OPTIONS, max_outputs=max_outputs))(boxes, scores, classes, valid)
+        for pick in (pick_in_rounds, pick_sequentially)
+    )
+
+
+@pytest.mark.parametrize("max_outputs", [7, COUNT + 5])
+def test_equals_the_plain_loop(max_outputs):
+    # One class, several, and more than there are queues; 128 apart, they share one.
+    images = [image(seed, num_classes) for seed, num_classes in enumerate([1, 1, 3, 10, 80, 1000])]
+    images += [(boxes, scores, classes * 128, valid) for boxes, scores, classes, valid in images[2:4]]
+    stacked = [jnp.stack(arrays) for arrays in zip(*images, strict=True)]
+    with jax.enable_x64(True):
+        ours, plain = both(
+            *(jnp.asarray(x, "f8" if x.dtype == np.float32 else x.dtype) for x in stacked),
+            max_outputs=max_outputs,
+        )
+    np.testing.assert_array_equal(ours.valid, plain.valid)
+    np.testing.assert_array_equal(ours.indices, plain.indices)
+    np.testing.assert_array_equal(ours.turns, plain.turns)
+    np.testing.assert_allclose(ours.scores, plain.scores, rtol=1e-12)
+    assert ours.valid.all() == (max_outputs == 7)
+
+
+def test_what_is_not_valid_may_hold_anything():
+    boxes, scores, classes, valid = image(0, 3)
+    garbage = np.where(valid[:, None], boxes, np.nan), np.where(valid, scores, np.inf)
+    ours, plain = both(
+        jnp.stack([boxes, garbage[0]]),
+        jnp.stack([scores, garbage[1]]),
+        jnp.stack([classes] * 2),
+        jnp.stack([valid] * 2),
+        max_outputs=7,
+    )
+    np.testing.assert_array_equal(ours.indices[1], plain.indices[0])
+    np.testing.assert_array_equal(ours.scores[1], ours.scores[0])
+
+
+def test_gradients_are_those_of_the_plain_loop():
+    boxes, scores, classes, valid = (jnp.asarray(array) for array in image(1, 3))
+
+    def slopes(pick):
+        def total(boxes, scores):
+            return jnp.sum(jnp.square(pick(boxes, scores, classes, valid, **OPTIONS, max_outputs=20).scores))
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(boxes, scores)
+
+    for ours, plain in zip(slopes(pick_in_rounds), slopes(pick_sequentially), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+        assert np.asarray(ours).any()
