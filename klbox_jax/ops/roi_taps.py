@@ -83,7 +83,8 @@ def spread_windows(
     """Returns the sum over RoIs of `rows^T @ cotangent @ columns`, in the dtype of the cotangent.
 
     Works through the windows of one RoI after the other, from the first to the last row and column whose weights are
-    not all zero. Under `vmap` it stays a single loop, over the RoIs of all images.
+    not all zero. Under `vmap` it stays a single loop, over the RoIs of all images; where these are split over several
+    CPU devices, each of them goes through all.
     """
     return _spread_images(cotangent[None], rows[None], columns[None])[0]
 

@@ -1,0 +1,65 @@
+"""How a cost grows with a size: exponents of measured points."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+# From here on a cost counts as growing faster than its size.
+MOST_LINEAR = 1.15
+# A part that grows, but is a smaller share of the last cost than this, is not told from a constant.
+LEAST_SHARE = 0.1
+# Exponents that are tried for the part that grows.
+EXPONENTS = np.arange(0.1, 3.001, 0.01)
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """Three readings of one growth; 1 is linear.
+
+    Attributes:
+        exponent: slope of the least-squares line through the logarithms of all points.
+        last_doubling: slope between the last two points, where the constant part weighs least.
+        beyond_constant: `p` of the best `c + a * size^p` with `c` and `a` not negative, by the squared relative
+            errors; None where that part is below `LEAST_SHARE` of the last cost.
+    """
+
+    exponent: float
+    last_doubling: float
+    beyond_constant: float | None
+
+
+def fit_growth(sizes: Sequence[float], costs: Sequence[float]) -> Growth:
+    """Returns the exponents of costs at sizes.
+
+    Raises:
+        ValueError: fewer than three points, sizes that do not ascend, or a cost that is not positive.
+    """
+    x, y = np.asarray(sizes, float), np.asarray(costs, float)
+    if len(x) < 3 or len(x) != len(y) or (np.diff(x) <= 0).any() or not (y > 0).all():
+        raise ValueError(f"a growth needs three ascending sizes and positive costs, not {sizes} and {costs}")
+    log_x, log_y = np.log(x), np.log(y)
+    last = (log_y[-1] - log_y[-2]) / (log_x[-1] - log_x[-2])
+    return Growth(
+        exponent=float(np.polyfit(log_x, log_y, 1)[0]),
+        last_doubling=float(last),
+        beyond_constant=_beyond_constant(x / x[-1], y / y[-1]),
+    )
+
+
+def _beyond_constant(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The exponent of the part that grows; sizes and costs are in units of the last ones."""
+    best = (np.inf, 0.0, 0.0)
+    for p in EXPONENTS:
+        # Relative errors: each row is divided by its cost.
+        columns = np.stack([1 / y, x**p / y], axis=1)
+        constant, factor = np.linalg.lstsq(columns, np.ones_like(y), rcond=None)[0]
+        if constant < 0:
+            constant, factor = 0.0, (columns[:, 1] / (columns[:, 1] @ columns[:, 1])).sum()
+        if factor <= 0:
+            constant, factor = y.mean(), 0.0
+        error = float(np.square(columns @ np.array([constant, factor]) - 1).sum())
+        if error < best[0]:
+            best = (error, float(p), float(factor))
+    _, p, factor = best
+    return p if factor >= LEAST_SHARE else None
