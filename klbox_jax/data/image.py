@@ -8,6 +8,9 @@ Every file becomes 8-bit RGB of exactly the size its annotation states:
     16 bits         the high byte of each sample: scaled, not clipped
     animations      the first frame
 
+Photographs, that is RGB JPEGs, are decoded by simplejpeg: it takes half of Pillow's time, for the same bits. What
+it refuses is Pillow's to judge, which has also looked at every header before.
+
 The EXIF orientation is applied where the turned size is the annotated one (as viewers and annotation tools
 show the photograph). Where only the stored size agrees, the annotation was drawn without it and the pixels
 are left as they lie. All functions may be called from several threads.
@@ -19,6 +22,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, UnidentifiedImageError
@@ -37,6 +41,9 @@ _TAIL_BYTES = 4096
 _MAX_JPEG_SCANS = 500
 _SCANS_AT_THE_LIMIT = 20
 _JPEG_SCAN = b"\xff\xda"
+
+# Room for a camera's notes, profile and preview in front of the pixels.
+_MAX_JPEG_HEADER = 2**22
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -67,15 +74,16 @@ def decode_image(
     with _opened(path_or_bytes, name) as image:
         named = _name(path_or_bytes, name)
         _check_size(image, named, height=height, width=width)
-        _check_scans(image, path_or_bytes, named)
-        # Loads the pixels first: a PNG may carry its EXIF block behind them.
-        image.load()
+        _check_scans(image, named)
+        pixels = _decode_photograph(image)
+        if pixels is None:
+            pixels = np.array(_to_rgb(image, named))
+        # Only now: a PNG may carry its EXIF block behind its pixels.
         orientation = _orientation(image)
         turned_size = image.size[::-1] if orientation >= 5 else image.size
-        rgb = _to_rgb(image, named)
         if orientation in _UPRIGHT and turned_size == (width, height):
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-        return np.array(rgb)
+            pixels = np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+        return pixels
 
 
 def check_image(path: str | os.PathLike, *, height: int, width: int, full: bool = False) -> None:
@@ -187,16 +195,12 @@ def _too_large(name: str, size: str) -> DataError:
     return _error(name, "absurdly large image", f"is absurdly large ({size})", remedy)
 
 
-def _check_scans(image: Image.Image, path_or_bytes: str | os.PathLike | bytes, name: str) -> None:
+def _check_scans(image: Image.Image, name: str) -> None:
     """Raises for a progressive JPEG that would keep its decoder busy for ever."""
     if not image.info.get("progressive"):
         return
-    if isinstance(path_or_bytes, bytes):
-        encoded = path_or_bytes
-    else:
-        with open(path_or_bytes, "rb") as file:
-            encoded = file.read()
-    scans = encoded.count(_JPEG_SCAN)
+    image.fp.seek(0)
+    scans = image.fp.read().count(_JPEG_SCAN)
     limit = min(_MAX_JPEG_SCANS, _SCANS_AT_THE_LIMIT * pixel_limit() / (image.width * image.height))
     if scans > limit:
         raise _too_large(name, f"{scans} scans, the limit is {limit:.0f}")
@@ -224,7 +228,24 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
+def _decode_photograph(image: Image.Image) -> UInt8[ndarray, "h w 3"] | None:
+    """Returns the pixels of an RGB JPEG of which not the least is wrong, None for anything else."""
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    # Of the size that was checked: a header which two decoders read in two ways gets no more memory than that.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    if image.fp.seek(0, os.SEEK_END) > 2 * pixels.size + _MAX_JPEG_HEADER:
+        return None
+    image.fp.seek(0)
+    try:
+        decoded = simplejpeg.decode_jpeg(image.fp.read(), buffer=pixels)
+    except ValueError:
+        return None
+    return pixels if decoded.shape == pixels.shape else None
+
+
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):

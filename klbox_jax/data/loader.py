@@ -10,7 +10,7 @@ import grain
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from klbox_jax.data.plan import EvalPlan, StepPlan, TrainPlan, process_slice
@@ -140,12 +140,15 @@ def _make_batch(
     augment: bool,
 ) -> Batch:
     """Makes the given slots of a step's global batch; notes which images were skipped."""
+    images = np.empty((slots.stop - slots.start, *preprocessing.canvases[step.canvas], 3), np.uint8)
     examples = [
-        _make_slot(source, step, preprocessing, slot, unreadable, augment=augment)
-        for slot in range(slots.start, slots.stop)
+        _make_slot(source, step, preprocessing, slot, unreadable, augment=augment, out=image)
+        for slot, image in enumerate(images, start=slots.start)
     ]
-    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-    return batch.replace(valid=batch.valid & step.valid[slots])
+    # The pixels are where they belong already.
+    others = [example.replace(images=images[0, :0]) for example in examples]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *others)
+    return batch.replace(images=images, valid=batch.valid & step.valid[slots])
 
 
 def _make_slot(
@@ -156,6 +159,7 @@ def _make_slot(
     unreadable: set[int],
     *,
     augment: bool,
+    out: UInt8[ndarray, "H W 3"],
 ) -> Batch:
     index = int(step.indices[slot])
     record = source.records[index]
@@ -175,7 +179,7 @@ def _make_slot(
         factor=factor,
         canvas=canvas,
     )
-    slots = {"max_gt": preprocessing.max_gt, "mask_size": preprocessing.mask_size}
+    slots = {"max_gt": preprocessing.max_gt, "mask_size": preprocessing.mask_size, "out": out}
     try:
         image = source.load_image(index)
     except DataError as error:

@@ -1,3 +1,4 @@
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -189,6 +190,60 @@ def test_healthy_jpeg_with_bytes_behind_its_end_passes(tmp_path):
     Image.fromarray(_photograph()).save(path)
     path.write_bytes(path.read_bytes() + b"camera maker's notes" * 1000)
     check_image(path, height=HEIGHT, width=WIDTH)
+
+
+def _jpeg(pixels, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def _pillow(encoded):
+    return np.array(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+@pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "progressive": True}])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 53), (1, 9)])
+def test_photographs_have_the_bits_of_pillow(tmp_path, options, subsampling, height, width):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    encoded = _jpeg(noise, subsampling=subsampling, **options)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded)
+    for image in (encoded, path):
+        decoded = decode_image(image, height=height, width=width)
+        np.testing.assert_array_equal(decoded, _pillow(encoded))
+        assert decoded.flags.writeable
+
+
+def test_jpegs_that_only_pillow_reads_are_read_by_it():
+    encoded = _jpeg(_photograph(64, 64), quality=95)
+    # Pillow skips what libjpeg warns of: bytes of no meaning before a marker.
+    table = encoded.index(b"\xff\xc4")
+    warned = encoded[:table] + b"\x00" * 7 + encoded[table:]
+    # Behind the end, more bytes than any photograph has.
+    for odd in (warned, encoded + bytes(2**23), _jpeg(_photograph(64, 64)[:, :, 0])):
+        np.testing.assert_array_equal(decode_image(odd, height=64, width=64), _pillow(odd))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.999])
+def test_truncated_photographs_are_refused_wherever_they_end(share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for progressive in (False, True):
+        whole = _jpeg(noise, progressive=progressive)
+        with pytest.raises(DataError, match=r"image bytes .*(truncated|damaged)"):
+            decode_image(whole[: int(len(whole) * share)], height=64, width=64)
+
+
+def test_two_headers_of_two_sizes_get_the_memory_of_the_checked_one():
+    # Pillow takes the size from the last frame header, a decoder of the file from the first or from none.
+    encoded = _jpeg(_photograph(), quality=95)
+    frame = encoded.index(b"\xff\xc0")
+    huge = bytearray(encoded[frame : frame + 19])
+    huge[5:9] = b"\xff\xdc\xff\xdc"
+    doctored = encoded[:frame] + bytes(huge) + encoded[frame:]
+    with pytest.raises(DataError, match=r"cannot be decoded|absurdly large|pixels high"):
+        _decode(doctored)
 
 
 def test_damaged_png_middle_is_seen_by_the_full_check(tmp_path):

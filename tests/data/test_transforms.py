@@ -1,5 +1,6 @@
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 
@@ -255,12 +256,46 @@ def test_an_image_larger_than_its_canvas_is_refused():
         )
 
 
-def test_shrinking_averages_areas():
-    # A checkerboard of single pixels becomes grey: no alias.
-    image = np.zeros((40, 40, 3), np.uint8)
+@pytest.mark.parametrize(("side", "new_side"), [(40, 20), (60, 20), (60, 12)])
+def test_shrinking_averages_areas(side, new_side):
+    # A checkerboard of single pixels becomes grey: no alias. Of 9 pixels 4 or 5 are bright, of 25 12 or 13.
+    image = np.zeros((side, side, 3), np.uint8)
     image[::2, ::2] = image[1::2, 1::2] = 200
-    example = make_example(image, _record(40, 40), canvas=(20, 20), new_size=(20, 20), flip=False, max_gt=1)
-    assert (example.images == 100).all()
+    sizes = {"canvas": (new_side, new_side), "new_size": (new_side, new_side)}
+    example = make_example(image, _record(side, side), **sizes, flip=False, max_gt=1)
+    tolerance = 0 if side == 40 else 12
+    np.testing.assert_allclose(example.images.astype(float), 100, atol=tolerance)
+
+
+def test_a_slope_stays_a_slope():
+    # Pixel i of the file lies on i + 0.5; so does the resized one, on its own scale, away from the rim.
+    slope = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 30, axis=0).repeat(3, axis=2)
+    for width in (24, 30, 40, 59, 90, 150):
+        new_size = (width // 2, width)
+        example = make_example(
+            slope, _record(30, 60), canvas=new_size, new_size=new_size, flip=False, max_gt=1
+        )
+        expected = 4 * ((np.arange(width) + 0.5) * 60 / width - 0.5)
+        inner = slice(width // 30 + 1, -(width // 30 + 1))
+        np.testing.assert_allclose(example.images[3, inner, 1], expected[inner], atol=1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("new_size", [(37, 53), (30, 43), (11, 16), (60, 64), (1, 64), (60, 1)])
+def test_a_used_canvas_is_filled_whole(flip, new_size):
+    image = _noise(37, 53)
+    used = np.full((60, 64, 3), 77, np.uint8)
+    settings = {"canvas": (60, 64), "new_size": new_size, "flip": flip, "max_gt": 1}
+    example = make_example(image, _record(37, 53), **settings, out=used)
+    assert np.shares_memory(example.images, used)
+    height, width = new_size
+    area = 2 * height < 37 or 2 * width < 53
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+    expected = np.zeros((60, 64, 3), np.uint8)
+    expected[:height, :width] = resized[:, ::-1] if flip else resized
+    np.testing.assert_array_equal(used, expected)
+    new = make_example(image, _record(37, 53), **settings)
+    np.testing.assert_array_equal(new.images, expected)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.linen import initializers
 
 from klbox_jax.train.optimizer import make_optimizer
-from klbox_jax.train.step import create_state, stop_frozen, train_step
+from klbox_jax.train.step import INIT_COMPILER_OPTIONS, create_state, stop_frozen, train_step
 from tests.thin import random_batch
 from tests.train.toy import toy
 
@@ -58,6 +59,27 @@ def parts(*, accumulate_steps=1, skip_nonfinite=False):
 def same_bits(left, right):
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_initial_numbers_do_not_depend_on_how_hard_the_compiler_tries():
+    drawn_by = (
+        initializers.lecun_normal(),
+        initializers.normal(1e-4),
+        initializers.he_normal(),
+        initializers.variance_scaling(2.0, "fan_out", "normal"),
+        initializers.glorot_uniform(),
+    )
+
+    def draw(key):
+        # As in a network, each array has a key of its own.
+        keys = jax.random.split(key, len(drawn_by))
+        return [draw_one(key, (3, 3, 17, 24)) for draw_one, key in zip(drawn_by, keys, strict=True)]
+
+    key = jax.random.key(5)
+    quickly = jax.jit(draw, compiler_options=INIT_COMPILER_OPTIONS)(key)
+    # 3 is XLA's own level; the tests run at 0.
+    same_bits(quickly, jax.jit(draw, compiler_options={"xla_backend_optimization_level": 3})(key))
+    assert all(float(jnp.std(values)) > 0 for values in quickly)
 
 
 def test_two_batches_make_one_update_of_their_mean_gradient():
