@@ -15,6 +15,7 @@ from klbox_jax.distributed import put_batch, replicated
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train import best
 from klbox_jax.train.checkpoints import Checkpoints
+from klbox_jax.train.heap import give_back_freed_memory
 from klbox_jax.train.job import Job
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.preemption import Preempted, Preemption
@@ -76,6 +77,7 @@ def train(
             Checkpoints(job.workdir.checkpoints, max_to_keep=config.keep_checkpoints)
         )
         state = _first_state(job, optimizer, checkpoints)
+        give_back_freed_memory()
         start = int(state.step)
         if start >= job.total_steps:
             logging.info("%s is trained to its last step, %d", job.workdir.path, start)
@@ -129,13 +131,16 @@ def train(
         report = Reporter(
             job, writer=writer, progress=progress, clock=clock, skipped=int(_last(job, "train/skipped_steps"))
         )
-        pending = None
+        pending, traces = None, 0
         for step in range(start + 1, job.total_steps + 1):
             profile.before(step)
             with clock.waiting():
                 batch = next(batches)
             state, scalars = step_fn(state, put_batch(batch, job.mesh))
             profile.after(step, scalars)
+            if step_fn._cache_size() > traces:
+                traces = step_fn._cache_size()
+                give_back_freed_memory()
             # The numbers of the step before are read while this one runs: the device never waits for the host.
             if pending is not None:
                 report(*pending)
