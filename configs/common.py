@@ -268,6 +268,8 @@ def postprocess(
         refine_step_size=0.5,
         refine_keep_best=False,
         score_by_iou=False,
+        score_by_std=0.0,  # a good one for kl: 4.0
+        flip=False,  # detect on the mirrored image too
         pre_nms_topk=pre_nms_topk,
         detections_per_image=detections_per_image,
         plus_one_widths=legacy,

@@ -160,15 +160,17 @@ def differences(
     return found
 
 
+def interval_text(bounds: tuple[float, float] | None) -> str:
+    """Returns an interval as the tables print it."""
+    return "-" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+
+
 def markdown(rows: Sequence[Mapping], found: Sequence[Difference], *, meta: Mapping[str, object]) -> str:
     """Returns the table of means and that of the differences, and what their intervals mean."""
 
     def cell(row: Mapping, metric: str) -> str:
         std = row["std"][metric]
         return f"{row[metric]:.1f}" if std is None else f"{row[metric]:.1f} ± {std:.1f}"
-
-    def interval(bounds: tuple[float, float] | None) -> str:
-        return "-" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
 
     def above(one: Difference) -> str:
         bounds = [one.images] if one.seeds is None else [one.images, one.seeds]
@@ -195,8 +197,8 @@ def markdown(rows: Sequence[Mapping], found: Sequence[Difference], *, meta: Mapp
                     f"{one.row} - {one.base}",
                     one.metric,
                     f"{one.mean:+.2f}",
-                    interval(one.seeds),
-                    interval(one.images),
+                    interval_text(one.seeds),
+                    interval_text(one.images),
                     above(one),
                 ]
                 for one in found

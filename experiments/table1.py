@@ -23,6 +23,7 @@ written anew whenever a seed is finished.
 
 import pathlib
 import time
+from collections.abc import Mapping
 
 from absl import app, flags
 
@@ -125,8 +126,7 @@ def write_seeds(rows_by_seed: list[list[dict]], workdir: pathlib.Path) -> None:
     truth = source.coco_ground_truth()
     matched = {}
     for row in (row for rows in rows_by_seed for row in rows):
-        folder = seed_folder(workdir, row["seed"]) / row["loss"] / "eval" / str(row["steps"]) / row["name"]
-        matched[row["seed"], row["name"]] = match_classes(truth, read_json(folder / "detections.json"))
+        matched[row["seed"], row["name"]] = match_classes(truth, read_detections(row, workdir))
     means = seeds.mean_rows(rows_by_seed)
     found = seeds.differences(rows_by_seed, seeds.resampled_metrics(matched), PAIRS)
     meta = meta_of(source)
@@ -141,6 +141,12 @@ def write_seeds(rows_by_seed: list[list[dict]], workdir: pathlib.Path) -> None:
 def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
     """Returns the folder of one of several seeds."""
     return workdir / f"seed{seed}"
+
+
+def read_detections(row: Mapping, workdir: pathlib.Path) -> list[dict]:
+    """Returns the detections of a row of one of several seeds."""
+    network = seed_folder(workdir, row["seed"]) / row["loss"]
+    return read_json(network / "eval" / str(row["steps"]) / row["name"] / "detections.json")
 
 
 def main(argv: list[str]) -> None:

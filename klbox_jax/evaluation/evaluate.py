@@ -11,6 +11,7 @@ from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
 from klbox_jax.postprocess.detect import detect, unscale
+from klbox_jax.postprocess.mirroring import join, mirror_image, mirror_predictions
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, Detections
 
@@ -20,13 +21,36 @@ def eval_step(
 ) -> dict[str, Detections]:
     """Returns the detections of a batch, in pixels of the files, for each named setting.
 
-    One forward pass feeds all settings.
+    One forward pass feeds all settings, and a second one, of the mirrored images, those with `flip`.
     """
     predictions = model.apply({"params": params}, batch, method="predict")
+    both = None
+    if any(chosen.flip for chosen in settings.values()):
+        both = join_mirrored(params, predictions, batch, model=model)
     return {
-        name: detect_batch(params, predictions, batch, model=model, settings=chosen)
+        name: detect_batch(params, both if chosen.flip else predictions, batch, model=model, settings=chosen)
         for name, chosen in settings.items()
     }
+
+
+def join_mirrored(params, predictions: Predictions, batch: Batch, *, model: GeneralizedRCNN) -> Predictions:
+    """Returns the predictions of a batch with those of the mirrored images, mirrored back, behind them.
+
+    The pyramid is that of the images as they stand.
+    """
+    widths = batch.image_size[:, 1]
+    mirrored = batch.replace(images=jax.vmap(mirror_image)(batch.images, widths))
+    other = model.apply({"params": params}, mirrored, method="predict")
+    box_coder = model.roi_heads.box_coder
+
+    def single(boxes, proposals, other_boxes, other_proposals, width):
+        back = mirror_predictions(other_boxes, other_proposals, width, box_coder=box_coder)
+        return join((boxes, proposals), back)
+
+    boxes, proposals = jax.vmap(single)(
+        predictions.boxes, predictions.proposals, other.boxes, other.proposals, widths
+    )
+    return predictions.replace(boxes=boxes, proposals=proposals)
 
 
 def detect_batch(
@@ -37,7 +61,10 @@ def detect_batch(
     model: GeneralizedRCNN,
     settings: PostprocessSettings,
 ) -> Detections:
-    """Returns the detections of a batch whose raw predictions are known, in pixels of the files."""
+    """Returns the detections of a batch whose raw predictions are known, in pixels of the files.
+
+    For settings with `flip` the predictions are those of `join_mirrored`.
+    """
     heads = model.roi_heads
 
     def single(boxes, proposals, image_size, scale, pyramid):

@@ -19,6 +19,7 @@ from klbox_jax.postprocess.voting import (
     box_voting,
     iou_score_voting,
     iou_voting,
+    variance_score_voting,
     variance_voting,
 )
 from klbox_jax.structures import Batch, BoxPredictions, Detections, Proposals
@@ -116,16 +117,22 @@ def detect(
         scores = scores * ious
 
     rows = kept.valid[:, None]
+    box_stds = None
+    if voted.variances is not None:
+        # The root of 0 has no finite gradient.
+        box_stds = jnp.where(rows, jnp.sqrt(jnp.where(rows, voted.variances, 1.0)), 0.0)
+    if settings.score_by_std:
+        scores = weigh_by_std(scores, boxes, box_stds, strength=settings.score_by_std)
     found = Detections(
         boxes=jnp.where(rows, boxes, 0.0),
         scores=jnp.where(kept.valid, scores, 0.0),
         classes=jnp.where(kept.valid, classes, 0),
         candidate_index=jnp.where(kept.valid, candidates.proposal_index[kept.indices], 0),
         valid=kept.valid,
-        box_stds=None if voted.variances is None else jnp.where(rows, jnp.sqrt(voted.variances), 0.0),
+        box_stds=box_stds,
         predicted_ious=None if ious is None else jnp.where(kept.valid, ious, 0.0),
     )
-    return _best_first(found) if settings.score_by_iou else found
+    return _best_first(found) if settings.score_by_iou or settings.score_by_std else found
 
 
 def vote(
@@ -182,7 +189,31 @@ def vote(
     if settings.variance_order == "detectron":
         x1, y1, x2, y2 = weigh.T
         weigh = jnp.stack([x1, x2, y1, y2], axis=-1)
+    if settings.voting == "variance_score":
+        return variance_score_voting(boxes, classes, candidates.boxes, weigh, candidates.scores, **everyone)
     return variance_voting(boxes, classes, candidates.boxes, weigh, **everyone)
+
+
+def weigh_by_std(
+    scores: Float[Array, " D"],
+    boxes: Float[Array, "D 4"],
+    box_stds: Float[Array, "D 4"],
+    *,
+    strength: float,
+) -> Float[Array, " D"]:
+    """Returns score * exp(-strength * mean over the four edges of std / side), a score of localization too.
+
+    To first order an edge that is off by d pixels takes d / side from the IoU, so that the expected IoU falls about
+    linearly in std / side; see `PostprocessSettings.score_by_std`.
+
+    Args:
+        scores: of detections.
+        boxes: their edges, in any unit; the side is the extent across the edge, at least 1 of that unit.
+        box_stds: standard deviation of each edge, in the same unit.
+        strength: 0 leaves the scores.
+    """
+    sides = jnp.tile(jnp.maximum(boxes[:, 2:] - boxes[:, :2], 1.0), 2)
+    return scores * jnp.exp(-strength * jnp.mean(box_stds / sides, axis=1))
 
 
 def _best_first(found: Detections) -> Detections:

@@ -6,10 +6,10 @@ import math
 from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS
 from klbox_jax.postprocess.voting import VARIANCE_MODES
 
-VOTING_METHODS = ("none", "variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
+VOTING_METHODS = ("none", "variance", "variance_score", "iou", "iou_score", "box_voting", "wbf", "bayes")
 VOTERS = ("all", "remaining")
 VARIANCE_ORDERS = ("corners", "detectron")
-_NEEDS_VARIANCES = ("variance", "bayes")
+_NEEDS_VARIANCES = ("variance", "variance_score", "bayes")
 # These make their own clusters, of all candidates.
 _OWN_CLUSTERS = ("wbf", "bayes")
 
@@ -24,15 +24,15 @@ class PostprocessSettings:
 
     Attributes:
         suppression: `hard`, `soft_linear`, `soft_gaussian`, or `iou_guided` with an IoU head.
-        voting: `none`; `variance` (He et al. 2019) or `bayes` (BayesOD) for a head that predicts variances;
-            `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head.
-        sigma_t: width of the IoU weight in `variance`, `iou` and `iou_score`.
+        voting: `none`; `variance` (He et al. 2019), `variance_score` or `bayes` (BayesOD) for a head that predicts
+            variances; `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head.
+        sigma_t: width of the IoU weight in `variance`, `variance_score`, `iou` and `iou_score`.
         voters: `all` candidates of the class, as in the paper's Algorithm 1, or the `remaining` ones, as in the
             release: those that the suppression has neither picked nor dropped before this pick.
-        voting_iou_floor: IoU above which a candidate votes in `variance`, `iou` and `iou_score`.
-        variance_order: `corners` divides each edge by its own variance in `variance`; `detectron` divides y1 by
-            that of x2 and x2 by that of y1, as the release does: its outputs are ordered x1, x2, y1, y2 and its
-            boxes x1, y1, x2, y2. `box_stds` are those of the edges all the same.
+        voting_iou_floor: IoU above which a candidate votes, where `sigma_t` has a part in its weight.
+        variance_order: `corners` divides each edge by its own variance in `variance` and `variance_score`;
+            `detectron` divides y1 by that of x2 and x2 by that of y1, as the release does: its outputs are ordered
+            x1, x2, y1, y2 and its boxes x1, y1, x2, y2. `box_stds` are those of the edges all the same.
         voting_variance: what `box_stds` means after voting: `average`, `fused` or `winner` (see `voting`).
             That of `bayes` is fused by definition.
         box_voting_threshold: IoU from which a candidate votes in `box_voting`.
@@ -48,6 +48,13 @@ class PostprocessSettings:
         refine_step_size: of the ascent, lambda of `refine_boxes`.
         refine_keep_best: return the best box of the ascent instead of the last.
         score_by_iou: multiply each score by the predicted IoU.
+        score_by_std: multiply each score by exp(-score_by_std * u), u being the mean over the four edges of std /
+            side, of the box and the std that are returned; 0 for none. An edge that is off by a small share of its
+            side lowers the IoU by about that share. So what is expected of the IoU falls about linearly in u, and
+            average precision, which wants the better placed boxes first, gets them to first order.
+        flip: the candidates of the mirrored image join those of the image, for twice the time of the network.
+            `candidate_index` then counts into both, those of the mirrored image last, and `pre_nms_topk` wants to
+            be twice as large.
         pre_nms_topk: candidates of an image, over all classes, before suppression.
         detections_per_image: slots of the result.
         plus_one_widths: boxes were whole pixels where the network was trained, x2 - x1 + 1 wide, as in Detectron.
@@ -79,6 +86,8 @@ class PostprocessSettings:
     refine_step_size: float = 0.5
     refine_keep_best: bool = False
     score_by_iou: bool = False
+    score_by_std: float = 0.0
+    flip: bool = False
     pre_nms_topk: int = 1000
     detections_per_image: int = 100
     plus_one_widths: bool = False
@@ -110,13 +119,20 @@ class PostprocessSettings:
         if self.voters == "remaining" and self.voting in _OWN_CLUSTERS:
             raise ValueError(
                 f"voters='remaining' leaves candidates out of a vote, and voting={self.voting!r} makes clusters of "
-                "all of them: set voting to variance, iou, iou_score or box_voting, or voters to all."
+                "all of them: set voting to variance, variance_score, iou, iou_score or box_voting, or voters to all."
             )
         if self.variance_order == "detectron" and self.voting == "bayes":
             raise ValueError(
                 "variance_order='detectron' is an order of voting='variance', and voting='bayes' has none: set "
                 "voting to variance, or variance_order to corners."
             )
+        if self.flip and self.plus_one_widths:
+            raise ValueError(
+                "flip=True mirrors edges, and plus_one_widths=True decodes whole pixels, of which the first and the "
+                "last are not each other's mirror: set one of them to False."
+            )
+        if not 0 <= self.score_by_std < math.inf:
+            raise ValueError(f"score_by_std must be 0, or positive and finite; got {self.score_by_std!r}.")
         if self.bayes_affinity == 1:
             raise ValueError(
                 "bayes_affinity must be below 1: no IoU is above it, and nothing would be fused."
@@ -142,6 +158,12 @@ class PostprocessSettings:
                 f"voting={self.voting!r} needs box_log_vars, which this head does not predict: set "
                 "config.model.box_loss to a loss with variances (such as kl) and train with it, or set "
                 "config.postprocess.voting to none, iou, iou_score, box_voting or wbf."
+            )
+        if self.score_by_std and not has_variances:
+            raise ValueError(
+                f"score_by_std={self.score_by_std!r} needs box_log_vars, which this head does not predict: set "
+                "config.model.box_loss to a loss with variances (such as kl) and train with it, or set "
+                "config.postprocess.score_by_std to 0."
             )
         if self.needs_predicted_ious and not has_iou_head:
             field = (

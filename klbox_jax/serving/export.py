@@ -56,7 +56,7 @@ OUTPUTS = {
 }
 PIXELS = (
     "edges are continuous: pixel i covers [i, i + 1), and a box over the whole image is 0, 0, width, height; an "
-    "image shrinks by area averaging and grows by linear interpolation"
+    "image is resized by linear interpolation, or by area averaging where a side shrinks to less than a half"
 )
 
 

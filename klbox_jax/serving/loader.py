@@ -188,22 +188,24 @@ class Detector:
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns an image of `size`, height and width, within one grey level of what the detector was trained on.
 
-    An axis that shrinks is averaged over the area of each new pixel, one that grows is interpolated linearly;
-    pixel `i` covers [i, i + 1). These are OpenCV's INTER_AREA and INTER_LINEAR, but for its rounding.
+    It is interpolated linearly, but where a side shrinks to less than a half it is averaged over the area of each
+    new pixel; pixel `i` covers [i, i + 1). These are OpenCV's INTER_LINEAR and INTER_AREA, but for its rounding.
     """
     if image.shape[:2] == size:
         return image
-    rows, columns = (_resampling(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+    sides = list(zip(image.shape[:2], size, strict=True))
+    averages = any(2 * new < old for old, new in sides)
+    rows, columns = (_resampling(old, new, averages=averages) for old, new in sides)
     narrow = np.tensordot(columns, image.astype(np.float32), axes=(1, 1))  # [new width, height, 3]
     pixels = np.tensordot(rows, narrow, axes=(1, 1))  # [new height, new width, 3]
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _resampling(old: int, new: int) -> np.ndarray:
+def _resampling(old: int, new: int, *, averages: bool) -> np.ndarray:
     """How much of each old pixel is in each new one, [new, old]; rows sum to 1."""
     scale = old / new
     pixels = np.arange(old)[None]
-    if new < old:
+    if averages and new < old:
         edges = np.arange(new + 1)[:, None] * scale
         overlap = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
         weights = np.maximum(overlap, 0) / scale

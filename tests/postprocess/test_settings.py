@@ -23,6 +23,9 @@ from klbox_jax.postprocess.settings import PostprocessSettings
         ("soft_nms_min_score", -1.0),
         ("pre_nms_topk", 0),
         ("detections_per_image", -1),
+        ("score_by_std", -0.5),
+        ("score_by_std", float("inf")),
+        ("score_by_std", float("nan")),
     ],
 )
 def test_settings_are_checked(field, value):
@@ -35,7 +38,7 @@ def test_settings_are_hashable_values():
     assert len({PostprocessSettings(), PostprocessSettings(), PostprocessSettings(voting="variance")}) == 2
 
 
-@pytest.mark.parametrize("voting", ["variance", "bayes"])
+@pytest.mark.parametrize("voting", ["variance", "variance_score", "bayes"])
 def test_voting_by_variances_needs_a_head_that_has_them(voting):
     settings = PostprocessSettings(voting=voting)
     with pytest.raises(
@@ -43,6 +46,20 @@ def test_voting_by_variances_needs_a_head_that_has_them(voting):
     ):
         settings.check_head(has_variances=False, has_iou_head=True)
     settings.check_head(has_variances=True, has_iou_head=False)
+
+
+def test_scores_by_the_std_need_a_head_that_has_it():
+    settings = PostprocessSettings(score_by_std=4.0)
+    with pytest.raises(
+        ValueError, match=r"score_by_std=4\.0 needs box_log_vars.*config\.postprocess\.score_by_std"
+    ):
+        settings.check_head(has_variances=False, has_iou_head=True)
+    settings.check_head(has_variances=True, has_iou_head=False)
+
+
+def test_whole_pixels_have_no_mirror_image():
+    with pytest.raises(ValueError, match="flip=True mirrors edges, and plus_one_widths=True"):
+        PostprocessSettings(flip=True, plus_one_widths=True)
 
 
 @pytest.mark.parametrize("voting", ["none", "iou", "iou_score", "box_voting", "wbf"])

@@ -11,15 +11,17 @@ from klbox_jax.postprocess.voting import (
     box_voting,
     iou_score_voting,
     iou_voting,
+    variance_score_voting,
     variance_voting,
 )
 from tests.references.boxes import iou_matrix
 from tests.references.voting import crowded_case, on_device, sampled_variances, vote_weights, weighted_mean
 
-METHODS = ("variance", "iou", "iou_score", "box_voting")
+METHODS = ("variance", "variance_score", "iou", "iou_score", "box_voting")
 # Away from the defaults, so that far neighbours matter too.
 OPTIONS = {
     "variance": {"sigma_t": 0.1},
+    "variance_score": {"sigma_t": 0.1},
     "iou": {"sigma_t": 0.1},
     "iou_score": {"sigma_t": 0.1},
     "box_voting": {"iou_threshold": 0.4},
@@ -36,7 +38,7 @@ Q = math.exp(-1 / 9 / 0.1)
 
 
 def call(method, case, **options):
-    """Any of the four, with a case as its arguments."""
+    """Any of them, with a case as its arguments."""
     options = {
         "reported_variances": case["reported"],
         "kept_variances": case["kept_variances"],
@@ -47,6 +49,8 @@ def call(method, case, **options):
     rest = (case["classes"], case["valid"])
     if method == "variance":
         return variance_voting(*kept, case["variances"], *rest, **options)
+    if method == "variance_score":
+        return variance_score_voting(*kept, case["variances"], case["scores"], *rest, **options)
     if method == "iou":
         return iou_voting(*kept, *rest, **options)
     function = {"iou_score": iou_score_voting, "box_voting": box_voting}[method]
@@ -129,6 +133,15 @@ def test_variance_voting_by_hand():
     np.testing.assert_allclose(result.variances, [[1, 1, (1 + Q) / (0.25 + Q), 1]], rtol=1e-6)
 
 
+def test_variance_voting_by_score_by_hand():
+    # Scores 0.8 and 0.4 halve the second's weight. x2: (0.8 * 10 / 4 + 0.4 * 12 Q) / (0.8 / 4 + 0.4 Q).
+    result = pair("variance_score", sigma_t=0.1)
+    expected = (2 + 4.8 * Q) / (0.2 + 0.4 * Q)
+    np.testing.assert_allclose(result.boxes, [[2 * Q / (2 + Q), 0, expected, 10]], rtol=1e-6)
+    # The variances 4 and 1 under the same weights.
+    assert result.variances[0, 2] == pytest.approx((0.8 + 0.4 * Q) / (0.2 + 0.4 * Q), rel=1e-6)
+
+
 def test_reported_variances_come_back_and_have_no_weight():
     reported = jnp.array([[9.0, 9, 9, 9], [25.0, 25, 25, 25]])
     result = pair("variance", sigma_t=0.1, reported=reported)
@@ -201,12 +214,15 @@ def test_equal_variances_are_iou_voting(mode):
     np.testing.assert_allclose(with_variances.variances, without.variances, rtol=2e-6)
 
 
-def test_equal_scores_are_iou_voting():
+def test_equal_scores_have_no_weight():
     case = crowded_case(6)
     case["scores"][case["valid"]] = 0.3
-    np.testing.assert_allclose(
-        jitted_call("iou_score", on_device(case)).boxes, jitted_call("iou", on_device(case)).boxes, rtol=2e-6
-    )
+    for with_scores, without in (("iou_score", "iou"), ("variance_score", "variance")):
+        np.testing.assert_allclose(
+            jitted_call(with_scores, on_device(case)).boxes,
+            jitted_call(without, on_device(case)).boxes,
+            rtol=2e-6,
+        )
 
 
 def test_wide_sigma_t_is_the_plain_mean():
@@ -226,7 +242,7 @@ def test_narrow_sigma_t_leaves_the_box():
 def test_small_scores_do_not_underflow():
     # Their squares are below the smallest float32.
     for mode in ("average", "fused"):
-        for method in ("iou_score", "box_voting"):
+        for method in ("variance_score", "iou_score", "box_voting"):
             small = pair(method, scores=1e-25 * SCORES, variance_mode=mode)
             normal = pair(method, variance_mode=mode)
             np.testing.assert_allclose(small.boxes, normal.boxes, rtol=1e-5, atol=1e-6)
@@ -289,7 +305,7 @@ def test_without_a_vote_the_box_stays(method, mode):
     result = pair(method, kept_boxes=point[:1], boxes=point, variance_mode=mode)
     np.testing.assert_array_equal(result.boxes, point[:1])
     np.testing.assert_array_equal(result.variances, np.zeros((1, 4)))
-    if method in ("iou_score", "box_voting"):
+    if method in ("variance_score", "iou_score", "box_voting"):
         unheard = pair(method, scores=0 * SCORES, variance_mode=mode)
         np.testing.assert_array_equal(unheard.boxes, BOXES[:1])
         np.testing.assert_array_equal(unheard.variances, np.zeros((1, 4)))

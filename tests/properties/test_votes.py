@@ -5,10 +5,16 @@ import numpy as np
 import pytest
 
 from klbox_jax.postprocess.fusion import bayes_fusion, weighted_boxes_fusion
-from klbox_jax.postprocess.voting import box_voting, iou_score_voting, iou_voting, variance_voting
+from klbox_jax.postprocess.voting import (
+    box_voting,
+    iou_score_voting,
+    iou_voting,
+    variance_score_voting,
+    variance_voting,
+)
 from tests.properties.cases import COUNT, KEPT, SCALE, SHIFT, candidates, on_device, take, with_garbage
 
-METHODS = ("variance", "iou", "iou_score", "box_voting", "bayes")
+METHODS = ("variance", "variance_score", "iou", "iou_score", "box_voting", "bayes")
 
 
 @functools.partial(jax.jit, static_argnames="method")
@@ -21,6 +27,9 @@ def vote(kept, case, *, method):
     reported = {"reported_variances": case["pixel_variances"]}
     if method == "variance":
         return variance_voting(*first, case["variances"], *last, **reported, sigma_t=0.1)
+    if method == "variance_score":
+        weights = (case["variances"], case["scores"])
+        return variance_score_voting(*first, *weights, *last, **reported, sigma_t=0.1)
     if method == "iou":
         return iou_voting(*first, *last, **reported, sigma_t=0.1)
     if method == "iou_score":

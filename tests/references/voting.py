@@ -57,6 +57,8 @@ def weight_of_vote(method, iou, edge, voter, *, sigma_t=0.02, iou_threshold=0.5)
     p = math.exp(-((1 - iou) ** 2) / sigma_t) if iou > 0 else 0.0
     if method == "variance":
         return p / voter["variances"][edge]
+    if method == "variance_score":
+        return p * voter["score"] / voter["variances"][edge]
     if method == "iou":
         return p
     if method == "iou_score":

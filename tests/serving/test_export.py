@@ -160,12 +160,15 @@ def test_the_loader_prepares_what_the_package_prepares(exported, predictor, heig
 
 
 def test_resizing_by_hand():
-    """Two pixels become one of their mean; one becomes two of itself; linear between centres, flat beyond them."""
+    """Linear between centres, flat beyond them; means of areas where a side shrinks to less than a half."""
     row = np.array([[[0] * 3, [100] * 3, [50] * 3, [51] * 3]], np.uint8)
     assert resize(row, (1, 2))[0, :, 0].tolist() == [50, 50]  # 50 and 50.5, which rounds to even
     assert resize(row[:, :2], (1, 4))[0, :, 0].tolist() == [0, 25, 75, 100]
-    # 3 pixels onto 2: each new pixel has one old one and half of the middle one, (0 + 100 / 2) / 1.5 = 33.3.
-    assert resize(row[:, :3], (1, 2))[0, :, 0].tolist() == [33, 67]
+    # 3 pixels onto 2: the new centres lie at 0.25 and 1.75 of the old ones, 0.75 * 50 + 0.25 * 100 = 62.5, to even.
+    assert resize(row[:, :3], (1, 2))[0, :, 0].tolist() == [25, 62]
+    # 5 pixels onto 2: each new pixel has two old ones and half of the middle one, (0 + 100 + 50 / 2) / 2.5 = 50.
+    wide = np.concatenate([row, np.full((1, 1, 3), 53, np.uint8)], axis=1)
+    assert resize(wide, (1, 2))[0, :, 0].tolist() == [50, 52]
     assert resize(row, (1, 4)) is row
 
 

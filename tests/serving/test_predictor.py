@@ -146,6 +146,20 @@ def test_other_settings_are_another_predictor(predictor, photographs):
         predictor.with_settings(suppression="iou_guided")
 
 
+def test_an_image_and_its_mirror_image_are_one_to_flip(predictor, photographs):
+    # On its canvas without resizing, and so pixel for pixel the mirror image there too.
+    pixels = photographs[1]["square <b>&.png"][:64, :64]
+    settings = {"flip": True, "pre_nms_topk": 2 * predictor.settings.pre_nms_topk}
+    flipping = predictor.with_settings(**settings, detections_per_image=10)
+    found, other = flipping(pixels), flipping(pixels[:, ::-1])
+    assert len(found.boxes) == 10
+    x1, y1, x2, y2 = found.boxes.T
+    np.testing.assert_allclose(other.boxes, np.stack([64 - x2, y1, 64 - x1, y2], axis=1), atol=2e-3)
+    np.testing.assert_allclose(other.box_stds, found.box_stds[:, [2, 1, 0, 3]], rtol=1e-3)
+    np.testing.assert_allclose(other.scores, found.scores, rtol=1e-4)
+    np.testing.assert_array_equal(other.classes, found.classes)
+
+
 def test_supervision(predictor, photographs, monkeypatch):
     # The names and types of `supervision.Detections`, version 0.31.
     stand_in = types.ModuleType("supervision")
