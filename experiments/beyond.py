@@ -74,12 +74,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flip_score_by_std": _PAPER | {"score_by_std": 4.0, "flip": True},
     "ours_flip": OURS_FLIP,
 }
-# Tried before these on the same images, and given no field.
+# Tried before these on the same images, with the AP that each had there, and given no field of their own.
 TRIED_BEFORE = (
-    "scores lowered by the std before suppression instead of after it",
-    "votes by the precision to the power 1.5",
-    "votes by the precision to the power 0.5",
-    "scores times the square root of the votes that a box gets",
+    "scores lowered by the std before suppression instead of after it: 45.77, with ours 46.12",
+    "the same before (4) and after (2), and votes by the precision to the power 1.5: 46.22",
+    "votes by the precision to the power 1.5: 45.51, with ours 46.26",
+    "votes by the precision to the power 0.5: 45.24",
+    "votes by the precision in pixels, with ours: 45.99",
+    "votes by the square of the scores, with ours: 46.17",
+    "scores times the votes that a box gets to the power 0.5 (45.21), 0.25 (45.60), with ours 0.15 (46.24)",
+    "scores times the squared IoU of the box before and after voting: 43.78",
+    "soft-NMS sigma 0.8 with ours: 46.02",
+    "linear soft-NMS: 45.23",
+    "votes by IoU and score at sigma_t 0.02: 44.98",
+    "a score threshold of 0.001: 45.38",
 )
 PAIRS = (("ours", PAPER), ("ours_flip", PAPER), ("ours_flip", "ours"), (PAPER, BASELINE))
 
@@ -195,7 +203,8 @@ def choose(workdir: pathlib.Path) -> str:
         f"The best from one forward pass is {best['name']}, and {best_flip['name']} from two, the second of the "
         f"mirrored image. Frozen for the report are ours, {best['AP'] - ours['AP']:.2f} below the one, and ours_flip, "
         f"{best_flip['AP'] - ours_flip['AP']:.2f} below the other.",
-        f"{len(TRIED_BEFORE)} more were tried before these, without a gain worth a field: {'; '.join(TRIED_BEFORE)}.",
+        "Tried before these, with their AP, and not worth a field:\n\n"
+        + "\n".join(f"- {text}" for text in TRIED_BEFORE),
     ]
     text = "\n\n".join(parts) + "\n"
     result = {"rows": entries, "best": best["name"], "best_flip": best_flip["name"], **meta}

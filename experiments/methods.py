@@ -76,7 +76,7 @@ def rows_of(network: str) -> tuple[Row, ...]:
         return (*plain, row("soft_gaussian", "iou"), row("soft_gaussian", "iou_score"))
     if network != "kl":
         return (*plain, row("hard", "variance"), row("soft_gaussian", "variance"))
-    votings = ("variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
+    votings = ("variance", "variance_score", "iou", "iou_score", "box_voting", "wbf", "bayes")
     return (
         *plain,
         row("soft_linear", "none"),

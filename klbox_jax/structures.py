@@ -121,7 +121,8 @@ class Detections:
         boxes: edges in pixels of the canvas (of the file after `unscale`).
         scores: class probability after suppression.
         classes: dense class index.
-        candidate_index: row of `BoxPredictions` that each detection was made from.
+        candidate_index: row of `BoxPredictions` that each detection was made from; with `flip` of the post-processing,
+            those of the mirrored image follow those of the image.
         valid: False for an unused slot.
         box_stds: standard deviation of each edge, same space as `boxes`, or None.
         masks: mask probabilities cropped to the box, or None.

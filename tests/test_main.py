@@ -121,7 +121,7 @@ def test_a_workdir_of_another_config(root, tmp_path):
         (
             "postprocess.voting",
             "loud",
-            "voting must be one of none, variance, iou, iou_score, box_voting, wbf, bayes; got 'loud'",
+            "voting must be one of none, variance, variance_score, iou, iou_score, box_voting, wbf, bayes; got 'loud'",
         ),
         ("model.box_loss", "l2", "config.model.box_loss = 'l2' is unknown"),
         ("data.name", "kitti", "config.data.name = 'kitti' is unknown; choose scenes, coco, voc or tfds"),

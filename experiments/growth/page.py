@@ -35,7 +35,7 @@ and 200 proposals of a level before NMS. One of these grows at a time, by a fact
 * **compile**: tracing, lowering and compiling it, every time from empty caches.
 * **memory**: arguments, results and temporary arrays by the compiler's plan (`compiled.memory_analysis()`). What
   takes the place of an argument counts once. No run is needed. On CPUs it leaves out what XLA's library of products
-  (YNN) allocates inside its fusions: of RoIAlign, the product with the rows.
+  (YNN) allocates inside its fusions.
 * **all, last, beyond**: three exponents, 1 being linear. *All* is the least-squares slope through the logarithms of
   all points. *Last* is the slope of the last doubling, bold above {most_linear}; it gives the verdict. *Beyond* is
   the `p` of the best `c + a size^p`, so what is left without the constant part; `-` where that part is below
@@ -47,12 +47,13 @@ Where squares could hide, by the code:
 * **Proposals of a level before NMS** are the one square: `suppress_sorted` computes the IoU of every two proposals of
   a level, and keeps one bit for each pair. A level with fewer anchors enters whole, so coarse levels stop growing.
 * All other pairs are of two different things, each linear in either: anchors and ground-truth slots in the matcher,
-  detections and candidates in suppression and voting. Detections are picked one after another, each against all
-  candidates.
+  detections and candidates in suppression and voting. The best of every class is picked at once, each against all
+  candidates, until there are enough detections.
 * **A jump of the time that is no growth**: glibc gives arrays above 32 MiB back to the system after use, and clearing
-  them anew at every step can take longer than the arithmetic. RoIAlign of 300 RoIs, on one core, took 7 ms for 2
-  images and 42 ms for 4; under the `MALLOC_` variables of the Makefile 14 ms for 4, but 88 ms for 8, as glibc's
-  arenas of other threads end at 64 MiB; with `MALLOC_ARENA_MAX=1` besides, 29 ms for 8. Set them before you time.
+  them anew at every step can take longer than the arithmetic. RoIAlign by products, as accelerators do it, of 300
+  RoIs took 7 ms on one core for 2 images and 42 ms for 4; under the `MALLOC_` variables of the Makefile 14 ms for 4,
+  but 88 ms for 8, as glibc's arenas of other threads end at 64 MiB; with `MALLOC_ARENA_MAX=1` besides, 29 ms for 8.
+  Set them before you time.
 
 ## With the number of devices
 

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import re
 
 import jax
@@ -84,14 +85,15 @@ def test_every_method_lowers_for_every_platform_in_one_step():
             **(fields | {"suppression": suppression, "voting": voting})
         )
         for suppression, voting in zip(
-            ("hard", "soft_linear", "soft_gaussian", "iou_guided", "hard", "soft_gaussian", "iou_guided"),
+            itertools.cycle(("hard", "soft_linear", "soft_gaussian", "iou_guided")),
             VOTING_METHODS,
-            strict=True,
+            strict=False,
         )
     }
     settings["refined"] = PostprocessSettings(
         **(fields | {"suppression": "iou_guided", "refine_steps": 2, "score_by_iou": True})
     )
+    settings["mirrored"] = PostprocessSettings(**(fields | {"flip": True, "score_by_std": 4.0}))
     found = exported(functools.partial(eval_step, model=model, settings=settings), params["params"], batch)
     assert found.count(((2, 20), "bool")) == len(settings)
     assert found.count(((2, 20, 4), "float32")) == 2 * len(settings)
