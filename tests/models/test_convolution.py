@@ -6,7 +6,7 @@ import pytest
 from jax import export
 
 from klbox_jax.models import convolution
-from klbox_jax.models.convolution import Conv, depthwise_conv, pointwise_conv
+from klbox_jax.models.convolution import Conv, depthwise_conv, full_conv, pointwise_conv
 from klbox_jax.models.normalization import FrozenBatchNorm
 
 SIZES = [(8, 7), (7, 10), (1, 2)]
@@ -51,6 +51,20 @@ def test_pointwise_equals_xla_with_gradients(hw, strides, features):
     fast = jax.jit(_value_and_gradients(lambda x, kernel: pointwise_conv(x, kernel, strides)))
     slow = _value_and_gradients(lambda x, kernel: convolution.conv(x, kernel, strides))
     _assert_same(fast(*args), slow(*args))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("hw", SIZES)
+def test_full_equals_xla_with_gradients(hw, strides, monkeypatch):
+    monkeypatch.setattr(convolution, "MANY_CELLS", 0)
+    args = _inputs(full_conv, hw, (3, 3, 5, 7), 5, strides)
+    fast = _value_and_gradients(lambda x, kernel: full_conv(x, kernel, strides))
+    slow = _value_and_gradients(lambda x, kernel: convolution.conv(x, kernel, strides))
+    _assert_same(jax.jit(fast)(*args), slow(*args))
+    # Two convolutions on a CPU, forward and the input's gradient; three elsewhere.
+    for platform, count in (("cpu", 2), ("cuda", 3)):
+        text = export.export(jax.jit(fast), platforms=[platform])(*args).mlir_module()
+        assert text.count("stablehlo.convolution") == count
 
 
 def test_depthwise_by_hand():
@@ -105,14 +119,17 @@ def test_vmap_equals_batch(kernel_size, groups):
     jax.tree.map(lambda b, s: np.testing.assert_allclose(b, s.sum(0), rtol=1e-4, atol=1e-4), batched, single)
 
 
-def test_split_batch_is_summed_across_devices_outside_the_loop():
+@pytest.mark.parametrize("groups", [1, 5])
+def test_split_batch_is_summed_across_devices_outside_the_loop(groups, monkeypatch):
+    monkeypatch.setattr(convolution, "MANY_CELLS", 0)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     x = jax.random.normal(KEY, (4, 6, 8, 5))
-    kernel = jax.random.normal(KEY, (3, 3, 1, 5))
+    kernel = jax.random.normal(KEY, (3, 3, 5 // groups, 5))
+    function = full_conv if groups == 1 else depthwise_conv
 
     def gradient(x, kernel):
-        return jax.grad(lambda kernel: (depthwise_conv(x, kernel, 1) ** 2).sum())(kernel)
+        return jax.grad(lambda kernel: (function(x, kernel, 1) ** 2).sum())(kernel)
 
     split = jax.jit(gradient, in_shardings=(sharding, None))
     np.testing.assert_allclose(split(x, kernel), gradient(x, kernel), rtol=1e-4)
