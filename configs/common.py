@@ -156,6 +156,7 @@ def train(
         eval_every=0,
         keep_checkpoints=2,
         keep_best="",  # a number of the evaluations, such as "AP", whose best checkpoint is kept beside the last ones
+        keep_best_checkpoints=1,  # of the best ones by keep_best, how many are kept
         early_stopping_patience=0,  # end after so many evaluations without a better keep_best; 0 for never
         # Batches to an update of the parameters. All steps here count batches; the learning rate follows the updates,
         # for which warm-up, decay and the scaling by batch_size * accumulate_steps are meant.

@@ -4,8 +4,9 @@
     python -m klbox_jax.data.check --root=data/VOCdevkit --format=voc --split=2007_trainval --output=check.json
 
 Every annotation is checked, and every image decoded, which takes about ten milliseconds each. Masks are checked in
-files that have any. The exit status is 1 if a training would stop or leave images out (severity "fatal" or "error"), 0
-if not (nothing, or only warnings), and 2 if the command itself is wrong.
+files that have any. The exit status is 1 if there is any fault, 0 if there is none, and 2 if the command itself is
+wrong. A training stops at faults of severity "fatal" or "error", or leaves their images out, and uses what has a
+"warning" as it is: with `--allow_warnings` these alone make no 1.
 """
 
 import argparse
@@ -161,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--class_names", default="", help="of VOC's layout, with commas; VOC's own by default"
     )
     parser.add_argument("--output", type=pathlib.Path, help="also write all faults as JSON")
+    parser.add_argument(
+        "--allow_warnings", action="store_true", help="exit with 0 where there are only warnings"
+    )
     parser.add_argument("--rows", type=int, default=100, help="print so many faults at most")
     parser.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="threads that decode")
     arguments = parser.parse_args(argv)
@@ -209,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return int(any(fault.severity != "warning" for fault in faults))
+    return int(any(fault.severity != "warning" or not arguments.allow_warnings for fault in faults))
 
 
 if __name__ == "__main__":

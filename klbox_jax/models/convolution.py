@@ -146,9 +146,12 @@ def _product_over_cells(x, cotangent):
 
 
 def _gradients_of(function):
+    """The transposes of a function that is linear in either argument."""
+
     def gradients(x, kernel, cotangent):
-        _, vjp = jax.vjp(function, x, kernel)
-        return vjp(cotangent)
+        (x_gradient,) = jax.linear_transpose(lambda x: function(x, kernel), x)(cotangent)
+        (kernel_gradient,) = jax.linear_transpose(lambda kernel: function(x, kernel), kernel)(cotangent)
+        return x_gradient, kernel_gradient
 
     return gradients
 
@@ -166,22 +169,21 @@ def _full_forward(x, kernel, strides):
 
 
 def _full_backward(strides, residuals, cotangent):
-    x, kernel = residuals
+    convolved = _gradients_of(functools.partial(conv, strides=strides))
 
-    def convolved(x, cotangent):
-        return jax.vjp(lambda kernel: conv(x, kernel, strides), kernel)[1](cotangent)[0]
+    def multiplied(x, kernel, cotangent):
+        x_gradient, _ = convolved(x, kernel, cotangent)
+        return x_gradient, _full_kernel_gradient(x, cotangent, strides)
 
-    _, to_input = jax.vjp(lambda x: conv(x, kernel, strides), x)
     if math.prod(cotangent.shape[:3]) < MANY_CELLS:
-        return *to_input(cotangent), convolved(x, cotangent)
-    multiplied = functools.partial(_full_kernel_gradient, strides=strides)
-    return *to_input(cotangent), lax.platform_dependent(x, cotangent, cpu=multiplied, default=convolved)
+        return convolved(*residuals, cotangent)
+    return lax.platform_dependent(*residuals, cotangent, cpu=multiplied, default=convolved)
 
 
 full_conv.defvjp(_full_forward, _full_backward)
 
 
-def _full_kernel_gradient(x, cotangent, *, strides):
+def _full_kernel_gradient(x, cotangent, strides):
     """One product for each tap and image, one tap after the other, which spares the memory of nine shifted maps.
 
     The batch is left to one sum at the end, as in `_depthwise_kernel_gradient`.

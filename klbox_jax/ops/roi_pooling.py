@@ -24,8 +24,8 @@ MOST_BANDED = 2**24
 # Samples along a bin's side up to which a CPU gathers them: the program has four gathers for each of their squares.
 MOST_TAPPED = 4
 
-# Numbers of a map up to which its gradient is a product with the matrices on CPUs as well: one product over so small
-# a map takes no longer than a loop over the windows of each RoI, and compiles faster.
+# Numbers of a map up to which CPUs multiply by the matrices as well: over so small a map a product takes no longer than
+# a loop over the windows of each RoI, or a millisecond more than gathering, and compiles faster.
 SMALL_MAP = 2**15
 
 
@@ -98,7 +98,7 @@ def _align(features, regions, weights, output_size, sampling_ratio):
     def multiplied(features, regions, weights):
         return pool_with_matrices(features, *_matrices(features, regions, weights, **sizes))
 
-    if sampling_ratio > MOST_TAPPED:
+    if sampling_ratio > MOST_TAPPED or features.size <= SMALL_MAP:
         return multiplied(features, regions, weights)
     return jax.lax.platform_dependent(
         features, regions, weights, cpu=functools.partial(gather_taps, **sizes), default=multiplied

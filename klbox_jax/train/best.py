@@ -20,11 +20,11 @@ class Standing:
     """Where a run stands among its own evaluations.
 
     Attributes:
-        best_step: the step of the best evaluation whose checkpoint is there, the first of equals; None if none.
+        best_steps: the steps of the best evaluations whose checkpoints are there, best first, of equals the first.
         since_best: how many periodic evaluations there were since the best of them.
     """
 
-    best_step: int | None
+    best_steps: tuple[int, ...]
     since_best: int
 
 
@@ -42,16 +42,17 @@ def scores(workdir: Workdir, metric: str) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def standing(workdir: Workdir, metric: str, *, eval_every: int) -> Standing:
-    """Returns where the run stands; process 0 reads, and all processes return the same."""
-    best, since = -1, 0
+def standing(workdir: Workdir, metric: str, *, eval_every: int, count: int = 1) -> Standing:
+    """Returns where the run stands, with `count` best steps at most; process 0 reads, all return the same."""
+    best, since = [], 0
     if is_writer():
         found = scores(workdir, metric)
         periodic = [value for step, value in found.items() if step % eval_every == 0]
         since = len(periodic) - 1 - periodic.index(max(periodic)) if periodic else 0
-        best = _best({step: found[step] for step in find_steps(workdir.checkpoints) if step in found})
-    best, since = _as_process_0(best, since)
-    return Standing(best_step=None if best < 0 else best, since_best=since)
+        best = _best_first({step: found[step] for step in find_steps(workdir.checkpoints) if step in found})
+    # Every process sends as many numbers.
+    since, *best = _as_process_0(since, *best[:count], *(-1,) * (count - len(best)))
+    return Standing(best_steps=tuple(step for step in best if step >= 0), since_best=since)
 
 
 def best_checkpoint(workdir: Workdir, metric: str) -> int:
@@ -61,13 +62,13 @@ def best_checkpoint(workdir: Workdir, metric: str) -> int:
         CheckpointError: no step has both an evaluation and a checkpoint.
     """
     found = scores(workdir, metric)
-    best = _best({step: found[step] for step in find_steps(workdir.checkpoints) if step in found})
-    if best < 0:
+    best = _best_first({step: found[step] for step in find_steps(workdir.checkpoints) if step in found})
+    if not best:
         raise CheckpointError(
             f"{workdir.checkpoints} has no checkpoint of which {workdir.metrics} tells val/{metric}; train with "
             "config.train.keep_best and config.train.eval_every, or set config.evaluation.checkpoint = 'last'"
         )
-    return best
+    return best[0]
 
 
 def is_evaluated(workdir: Workdir, step: int) -> bool:
@@ -79,9 +80,9 @@ def is_evaluated(workdir: Workdir, step: int) -> bool:
     return bool(_as_process_0(int(found))[0])
 
 
-def _best(found: dict[int, float]) -> int:
-    """The first of equals; -1 where there is none."""
-    return max(found, key=lambda step: (found[step], -step), default=-1)
+def _best_first(found: dict[int, float]) -> list[int]:
+    """Steps by falling value, of equals the first one first."""
+    return sorted(found, key=lambda step: (-found[step], step))
 
 
 def _as_process_0(*values: int) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self.max_to_keep = max_to_keep
         self._current_step: int | None = None
-        self._protected: int | None = None
+        self._protected: frozenset[int] = frozenset()
         with told_in_one_sentence(self.directory):
             if is_writer():
                 for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
@@ -116,12 +116,12 @@ class Checkpoints:
         self._current_step = step
         with told_in_one_sentence(self.directory):
             for old in sorted(self._manager.all_steps())[: -self.max_to_keep]:
-                if old != self._protected:
+                if old not in self._protected:
                     self._manager.delete(old)
 
-    def protect(self, step: int | None) -> None:
-        """Keeps a step whatever its age, and the one that was protected before no longer."""
-        self._protected = step
+    def protect(self, *steps: int) -> None:
+        """Keeps steps whatever their age, and those that were protected before no longer."""
+        self._protected = frozenset(steps)
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """Restores the newest sound checkpoint, bit for bit.

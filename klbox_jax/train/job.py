@@ -184,6 +184,11 @@ class Job:
             )
         if not train.keep_best:
             return
+        if train.keep_best_checkpoints < 1:
+            raise ValueError(
+                f"config.train.keep_best_checkpoints = {train.keep_best_checkpoints} must be at least 1; keep_best = "
+                "'' keeps none"
+            )
         if not train.eval_every or not evaluate:
             raise ValueError(
                 f"config.train.keep_best = {train.keep_best!r} needs evaluations to choose from; set "

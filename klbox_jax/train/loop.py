@@ -105,8 +105,7 @@ def train(
             return bool(config.keep_best) and _keep_best(job, checkpoints, step)
 
         if evaluate and config.keep_best:
-            standing = best.standing(job.workdir, config.keep_best, eval_every=config.eval_every)
-            checkpoints.protect(standing.best_step)
+            checkpoints.protect(*_standing(job).best_steps)
         # A run that was stopped during an evaluation begins with it.
         if periodic_evaluation(start):
             return state
@@ -173,8 +172,8 @@ def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:
             f"config.train.keep_best = {config.keep_best!r} is not among the numbers of the evaluation of step "
             f"{step}: {job.workdir.metrics} has no val/{config.keep_best}"
         )
-    standing = best.standing(job.workdir, config.keep_best, eval_every=config.eval_every)
-    checkpoints.protect(standing.best_step)
+    standing = _standing(job)
+    checkpoints.protect(*standing.best_steps)
     if not config.early_stopping_patience or standing.since_best < config.early_stopping_patience:
         return False
     logging.info(
@@ -185,9 +184,15 @@ def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:
         job.total_steps,
         standing.since_best,
         config.keep_best,
-        standing.best_step,
+        standing.best_steps[0],
     )
     return True
+
+
+def _standing(job: Job) -> best.Standing:
+    config = job.config.train
+    count = config.keep_best_checkpoints
+    return best.standing(job.workdir, config.keep_best, eval_every=config.eval_every, count=count)
 
 
 def training_seconds(job: Job) -> float:

@@ -43,6 +43,7 @@ FREE_FIELDS = (
     "predict",
     "train.eval_every",
     "train.keep_best",
+    "train.keep_best_checkpoints",
     "train.keep_checkpoints",
     "train.log_every",
     "train.profile_steps",

@@ -105,7 +105,8 @@ def test_an_image_annotated_against_its_exif_is_a_warning(root, tmp_path, capsys
         with Image.open(root / "train" / name) as image:
             image.save(root / "train" / name, exif=exif)
     status, _, content = _check(root, tmp_path, capsys)
-    assert status == 0
+    assert status == 1
+    assert _check(root, tmp_path, capsys, "--allow_warnings")[0] == 0
     assert [(f["kind"], f["record"]) for f in content["faults"]] == [
         ("EXIF against the annotation", "image 1")
     ]

@@ -148,10 +148,10 @@ def test_a_protected_step_stays_until_another_is_protected(tmp_path):
         for step in (2, 3, 4):
             checkpoints.save(make_state(step))
         assert checkpoints.steps() == [1, 3, 4]
-        checkpoints.protect(3)
-        checkpoints.save(make_state(5))
-        checkpoints.save(make_state(6))
-        assert checkpoints.steps() == [3, 5, 6]
+        checkpoints.protect(3, 4)
+        for step in (5, 6, 7):
+            checkpoints.save(make_state(step))
+        assert checkpoints.steps() == [3, 4, 6, 7]
     assert find_fault(tmp_path / "3") is None
 
 

@@ -98,6 +98,10 @@ def test_epochs_are_whole_updates(tmp_path):
         ({"profile_steps": (3, 7)}, r"profile_steps = \(3, 7\) is no range"),
         ({"profile_steps": (3,)}, r"profile_steps = \(3,\) is no range"),
         ({"keep_best": "AP"}, r"keep_best = 'AP' needs evaluations .* set config\.train\.eval_every"),
+        (
+            {"keep_best": "AP", "eval_every": 2, "keep_best_checkpoints": 0},
+            "keep_best_checkpoints = 0 must be at least 1",
+        ),
         ({"keep_best": "loss", "eval_every": 2}, "keep_best = 'loss' is unknown; choose one of AP, AP50"),
         (
             {"early_stopping_patience": 2},
@@ -220,6 +224,16 @@ def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
     assert find_fault(job.workdir.checkpoints / "2") is None
     assert best.best_checkpoint(job.workdir, "AP") == 2
     assert best.scores(job.workdir, "AP") == {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 5.0}
+
+
+def test_the_two_best_checkpoints_stay(tmp_path):
+    job = toy_job(tmp_path, **BEST | {"train.keep_best_checkpoints": 2})
+    evaluate, _ = evaluator_of(job, [20.0, 10.0, 30.0, 20.0, 5.0])
+    loop.train(job, evaluate=evaluate)
+    # Of equals the first; and the last of all.
+    assert find_steps(job.workdir.checkpoints) == [1, 3, 6]
+    assert best.standing(job.workdir, "AP", eval_every=1, count=2).best_steps == (3, 1)
+    assert best.best_checkpoint(job.workdir, "AP") == 3
 
 
 def test_the_best_checkpoint_stays_where_a_run_resumes_between_evaluations(tmp_path, monkeypatch):
