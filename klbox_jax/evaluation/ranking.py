@@ -16,7 +16,7 @@ def spearman(a: Float[ndarray, " n"], b: Float[ndarray, " n"]) -> float | None:
     """Spearman's rank correlation, ties sharing their mean rank; None if all of `a` or all of `b` are equal."""
     if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    # A fifth of the time that a run imports before its first step, and used after its last.
+    # Here, as it takes a fifth of all imports' time, and a training needs it after its last step at the earliest.
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic)

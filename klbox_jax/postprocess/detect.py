@@ -17,9 +17,7 @@ from klbox_jax.postprocess.suppression import suppress
 from klbox_jax.postprocess.voting import (
     VotingResult,
     box_voting,
-    iou_score_voting,
     iou_voting,
-    variance_score_voting,
     variance_voting,
 )
 from klbox_jax.structures import Batch, BoxPredictions, Detections, Proposals
@@ -181,16 +179,14 @@ def vote(
             boxes, classes, candidates.boxes, candidates.scores, **everyone, iou_threshold=threshold
         )
     everyone |= {"sigma_t": settings.sigma_t, "iou_floor": settings.voting_iou_floor}
-    if settings.voting == "iou":
+    if settings.voting.endswith("_score"):
+        everyone["candidate_scores"] = candidates.scores
+    if settings.voting in ("iou", "iou_score"):
         return iou_voting(boxes, classes, candidates.boxes, **everyone)
-    if settings.voting == "iou_score":
-        return iou_score_voting(boxes, classes, candidates.boxes, candidates.scores, **everyone)
     weigh = candidates.coded_variances
     if settings.variance_order == "detectron":
         x1, y1, x2, y2 = weigh.T
         weigh = jnp.stack([x1, x2, y1, y2], axis=-1)
-    if settings.voting == "variance_score":
-        return variance_score_voting(boxes, classes, candidates.boxes, weigh, candidates.scores, **everyone)
     return variance_voting(boxes, classes, candidates.boxes, weigh, **everyone)
 
 

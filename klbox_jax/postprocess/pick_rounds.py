@@ -61,16 +61,7 @@ def _fields(result: SuppressionResult) -> tuple[Array, ...]:
     return result.indices, result.scores, result.valid, result.turns
 
 
-def _pick_in_rounds(
-    boxes: Float[Array, "N 4"],
-    scores: Float[Array, " N"],
-    classes: Int[Array, " N"],
-    valid: Bool[Array, " N"],
-    *,
-    decay: Callable[[Array], Array],
-    min_score: float,
-    max_outputs: int,
-) -> SuppressionResult:
+def _pick_in_rounds(boxes, scores, classes, valid, *, decay, min_score, max_outputs) -> SuppressionResult:
     num_boxes = len(scores)
     rows = jnp.arange(num_boxes)
     queue = classes % _QUEUES

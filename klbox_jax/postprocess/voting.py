@@ -2,14 +2,13 @@
 
 The methods differ in the weight alone:
 
-    variance_voting         p / variance           He et al., CVPR 2019
-    variance_score_voting   p * score / variance   the same, the confident neighbours first
-    iou_voting              p                      where a head predicts no variances
-    iou_score_voting        p * score              the same, the confident neighbours first
-    box_voting              score                  IoU >= threshold; Gidaris and Komodakis, ICCV 2015
+    variance_voting   p / variance   He et al., CVPR 2019
+    iou_voting        p              where a head predicts no variances
+    box_voting        score          IoU >= threshold; Gidaris and Komodakis, ICCV 2015
 
-with p = exp(-(1 - IoU)^2 / sigma_t). `fusion` has two more. What the variance that comes back means is a choice
-of its own, `variance_mode`. With weights w_i and variances var_i of the voters:
+with p = exp(-(1 - IoU)^2 / sigma_t). The first two can weigh by the class score too, the confident neighbours first;
+the settings call that `variance_score` and `iou_score`. `fusion` has two more. What the variance that comes back means
+is a choice of its own, `variance_mode`. With weights w_i and variances var_i of the voters:
 
     average   sum w_i var_i / sum w_i: how uncertain a voter is. Duplicates do not change it.
     fused     sum w_i^2 var_i / (sum w_i)^2: the variance of the mean, were the voters independent. They are
@@ -52,6 +51,7 @@ def variance_voting(
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
     voters: Bool[Array, "D N"] | None = None,
+    candidate_scores: Float[Array, " N"] | None = None,
 ) -> VotingResult:
     """Variance voting of He et al. (CVPR 2019, Algorithm 1 and section 3.3), for each edge on its own.
 
@@ -59,8 +59,9 @@ def variance_voting(
 
         p_i = exp(-(1 - IoU_i)^2 / sigma_t)        x = sum_i p_i x_i / var_i  /  sum_i p_i / var_i
 
-    Class scores deliberately have no part in the weight. IoUs are those of the boxes before voting, so kept
-    boxes do not influence each other.
+    Class scores deliberately have no part in the paper's weight. `candidate_scores` gives them one, a departure of
+    ours: the regression is trained on objects alone, so that the offsets and variances of a box that hardly looks
+    like one are worth less. IoUs are those of the boxes before voting, so kept boxes do not influence each other.
 
     The paper votes with the variance of the *coded* offset, which weighs a large and a small box by relative
     certainty; hence two variances: `candidate_variances` weigh, `reported_variances` come back.
@@ -82,6 +83,8 @@ def variance_voting(
         kept_variances: those of the kept boxes, in the same unit; only `winner` reads them.
         variance_mode: one of `VARIANCE_MODES`, see the top of this file.
         voters: the candidates that may vote for each kept box, all of them if None.
+        candidate_scores: class scores before suppression, not negative, which p is multiplied by; one of 0 has no
+            vote. Not a part of the weight if None.
 
     Returns:
         Voted boxes inside the hull of their voters, and variances. A kept box that no candidate overlaps (a
@@ -95,56 +98,7 @@ def variance_voting(
     )
     return average_voters(
         kept_boxes,
-        _proximity(iou, peers, sigma_t, iou_floor),
-        candidate_boxes,
-        candidate_valid,
-        weight_variances=candidate_variances,
-        reported_variances=candidate_variances if reported_variances is None else reported_variances,
-        kept_variances=kept_variances,
-        variance_mode=variance_mode,
-    )
-
-
-def variance_score_voting(
-    kept_boxes: Float[Array, "D 4"],
-    kept_classes: Int[Array, " D"],
-    candidate_boxes: Float[Array, "N 4"],
-    candidate_variances: Float[Array, "N 4"],
-    candidate_scores: Float[Array, " N"],
-    candidate_classes: Int[Array, " N"],
-    candidate_valid: Bool[Array, " N"],
-    *,
-    sigma_t: float = 0.02,
-    iou_floor: float = 0.0,
-    reported_variances: Float[Array, "N 4"] | None = None,
-    kept_variances: Float[Array, "D 4"] | None = None,
-    variance_mode: str = "average",
-    voters: Bool[Array, "D N"] | None = None,
-) -> VotingResult:
-    """`variance_voting` with the weight p_i * score_i / var_i, as `iou_score_voting` is to `iou_voting`.
-
-    A departure from the paper, which keeps scores out of the vote: the regression is trained on objects alone, so
-    that the offsets and variances of a box that hardly looks like one are worth less.
-
-    Args:
-        candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
-        kept_boxes, kept_classes, candidate_boxes, candidate_variances, candidate_classes, candidate_valid: as in
-            `variance_voting`.
-        sigma_t, iou_floor, reported_variances, kept_variances, variance_mode, voters: as there.
-
-    Returns:
-        As `variance_voting`.
-
-    Raises:
-        ValueError: as there.
-    """
-    iou, peers = overlaps(
-        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
-    )
-    scores = jnp.where(candidate_valid, candidate_scores, 0.0)
-    return average_voters(
-        kept_boxes,
-        _proximity(iou, peers, sigma_t, iou_floor) * scores[None, :],
+        _proximity(iou, peers, sigma_t, iou_floor, candidate_scores),
         candidate_boxes,
         candidate_valid,
         weight_variances=candidate_variances,
@@ -167,6 +121,7 @@ def iou_voting(
     kept_variances: Float[Array, "D 4"] | None = None,
     variance_mode: str = "average",
     voters: Bool[Array, "D N"] | None = None,
+    candidate_scores: Float[Array, " N"] | None = None,
 ) -> VotingResult:
     """Voting without variances: the weight is p_i alone, so any head can vote.
 
@@ -177,7 +132,7 @@ def iou_voting(
         reported_variances: variance of each candidate's edges, without a part in the weight; None for a head
             without variances, and none come back.
         kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
-        sigma_t, iou_floor, kept_variances, variance_mode, voters: as there.
+        sigma_t, iou_floor, kept_variances, variance_mode, voters, candidate_scores: as there.
 
     Returns:
         As `variance_voting`.
@@ -190,50 +145,7 @@ def iou_voting(
     )
     return average_voters(
         kept_boxes,
-        _proximity(iou, peers, sigma_t, iou_floor),
-        candidate_boxes,
-        candidate_valid,
-        reported_variances=reported_variances,
-        kept_variances=kept_variances,
-        variance_mode=variance_mode,
-    )
-
-
-def iou_score_voting(
-    kept_boxes: Float[Array, "D 4"],
-    kept_classes: Int[Array, " D"],
-    candidate_boxes: Float[Array, "N 4"],
-    candidate_scores: Float[Array, " N"],
-    candidate_classes: Int[Array, " N"],
-    candidate_valid: Bool[Array, " N"],
-    *,
-    sigma_t: float = 0.02,
-    iou_floor: float = 0.0,
-    reported_variances: Float[Array, "N 4"] | None = None,
-    kept_variances: Float[Array, "D 4"] | None = None,
-    variance_mode: str = "average",
-    voters: Bool[Array, "D N"] | None = None,
-) -> VotingResult:
-    """`iou_voting` with the weight p_i * score_i: the class score stands in for certainty.
-
-    Args:
-        candidate_scores: class scores before suppression, not negative. One of 0 has no vote.
-        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
-        sigma_t, iou_floor, reported_variances, kept_variances, variance_mode, voters: as in `iou_voting`.
-
-    Returns:
-        As `variance_voting`.
-
-    Raises:
-        ValueError: as there.
-    """
-    iou, peers = overlaps(
-        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid, voters=voters
-    )
-    scores = jnp.where(candidate_valid, candidate_scores, 0.0)
-    return average_voters(
-        kept_boxes,
-        _proximity(iou, peers, sigma_t, iou_floor) * scores[None, :],
+        _proximity(iou, peers, sigma_t, iou_floor, candidate_scores),
         candidate_boxes,
         candidate_valid,
         reported_variances=reported_variances,
@@ -310,12 +222,20 @@ def overlaps(
 
 
 def _proximity(
-    iou: Float[Array, "D N"], peers: Bool[Array, "D N"], sigma_t: float, iou_floor: float
+    iou: Float[Array, "D N"],
+    peers: Bool[Array, "D N"],
+    sigma_t: float,
+    iou_floor: float,
+    scores: Float[Array, " N"] | None,
 ) -> Float[Array, "D N"]:
-    """The weight p, 0 for a candidate without a vote."""
+    """The weight p, times the scores where there are any; 0 for a candidate without a vote."""
     if not sigma_t > 0:
         raise ValueError(f"Voting by IoU needs sigma_t > 0, got {sigma_t}.")
-    return jnp.where(peers & (iou > iou_floor), jnp.exp(-jnp.square(1.0 - iou) / sigma_t), 0.0)
+    weights = jnp.exp(-jnp.square(1.0 - iou) / sigma_t)
+    if scores is not None:
+        # An unused slot may hold anything, which its gradient must not see.
+        weights = weights * jnp.where(peers, scores[None, :], 0.0)
+    return jnp.where(peers & (iou > iou_floor), weights, 0.0)
 
 
 def average_voters(

@@ -9,9 +9,7 @@ import pytest
 from klbox_jax.postprocess.voting import (
     VARIANCE_MODES,
     box_voting,
-    iou_score_voting,
     iou_voting,
-    variance_score_voting,
     variance_voting,
 )
 from tests.references.boxes import iou_matrix
@@ -47,14 +45,13 @@ def call(method, case, **options):
     }
     kept = (case["kept_boxes"], case["kept_classes"], case["boxes"])
     rest = (case["classes"], case["valid"])
-    if method == "variance":
-        return variance_voting(*kept, case["variances"], *rest, **options)
-    if method == "variance_score":
-        return variance_score_voting(*kept, case["variances"], case["scores"], *rest, **options)
-    if method == "iou":
+    if method == "box_voting":
+        return box_voting(*kept, case["scores"], *rest, **options)
+    if method.endswith("_score"):
+        options["candidate_scores"] = case["scores"]
+    if method in ("iou", "iou_score"):
         return iou_voting(*kept, *rest, **options)
-    function = {"iou_score": iou_score_voting, "box_voting": box_voting}[method]
-    return function(*kept, case["scores"], *rest, **options)
+    return variance_voting(*kept, case["variances"], *rest, **options)
 
 
 jitted_call = jax.jit(call, static_argnames=("method", "variance_mode", "sigma_t"))

@@ -7,9 +7,7 @@ import pytest
 from klbox_jax.postprocess.fusion import bayes_fusion, weighted_boxes_fusion
 from klbox_jax.postprocess.voting import (
     box_voting,
-    iou_score_voting,
     iou_voting,
-    variance_score_voting,
     variance_voting,
 )
 from tests.properties.cases import COUNT, KEPT, SCALE, SHIFT, candidates, on_device, take, with_garbage
@@ -25,16 +23,13 @@ def vote(kept, case, *, method):
     if method == "bayes":
         return bayes_fusion(*first, case["pixel_variances"], *last, affinity=0.4)
     reported = {"reported_variances": case["pixel_variances"]}
-    if method == "variance":
-        return variance_voting(*first, case["variances"], *last, **reported, sigma_t=0.1)
-    if method == "variance_score":
-        weights = (case["variances"], case["scores"])
-        return variance_score_voting(*first, *weights, *last, **reported, sigma_t=0.1)
-    if method == "iou":
-        return iou_voting(*first, *last, **reported, sigma_t=0.1)
-    if method == "iou_score":
-        return iou_score_voting(*first, case["scores"], *last, **reported, sigma_t=0.1)
-    return box_voting(*first, case["scores"], *last, **reported, iou_threshold=0.4)
+    if method == "box_voting":
+        return box_voting(*first, case["scores"], *last, **reported, iou_threshold=0.4)
+    scores = case["scores"] if method.endswith("_score") else None
+    options = {**reported, "sigma_t": 0.1, "candidate_scores": scores}
+    if method in ("iou", "iou_score"):
+        return iou_voting(*first, *last, **options)
+    return variance_voting(*first, case["variances"], *last, **options)
 
 
 @jax.jit
