@@ -12,13 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.growth.settings import Setting, make_config
-from experiments.speed.detector import CANVAS, LEARNING_RATE, make_batch, random_params
+from experiments.speed.detector import CANVAS, LEARNING_RATE, make_batch, random_params, shapes_of
 from klbox_jax import distributed
 from klbox_jax.evaluation.evaluate import compile_eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch
-from klbox_jax.train.loop import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step
@@ -90,13 +89,7 @@ def lower(kind: str, setting: Setting, *, clock: Callable[[], float] = time.perf
     """Returns the step `train` or `eval` of a setting, over all devices of this process."""
     config = make_config(setting)
     model = build_model(config.model, num_classes=setting.classes)
-    leaves, structure = jax.tree.flatten(dummy_batch(setting.canvas))
-
-    def init(leaves):
-        key = jax.random.key(0)
-        return model.init(key, jax.tree.unflatten(structure, leaves), key, method="train_forward")["params"]
-
-    params = random_params(jax.eval_shape(init, leaves))
+    params = random_params(shapes_of(model, setting.canvas))
     mesh = distributed.make_mesh()
     if kind == "train":
         config.optimizer.learning_rate = LEARNING_RATE

@@ -87,13 +87,18 @@ def make_detector(loss: str) -> Detector:
     """Returns the detector that is trained with a loss."""
     config = make_config(loss)
     model = build_model(config.model, num_classes=CLASSES)
-    leaves, structure = jax.tree.flatten(dummy_batch(CANVAS))
+    return Detector(config, model, random_params(shapes_of(model, CANVAS)))
+
+
+def shapes_of(model: GeneralizedRCNN, canvas: tuple[int, int]) -> dict[str, Any]:
+    """Returns the shapes of a detector's parameters."""
+    leaves, structure = jax.tree.flatten(dummy_batch(canvas))
 
     def init(leaves):
         key, batch = jax.random.key(0), jax.tree.unflatten(structure, leaves)
         return model.init(key, batch, key, method="train_forward")["params"]
 
-    return Detector(config, model, random_params(jax.eval_shape(init, leaves)))
+    return jax.eval_shape(init, leaves)
 
 
 # Factors on the parameters whose paths end so. The last norm of each residual block is weakened, else every sum with
