@@ -50,8 +50,9 @@ def make_model() -> nn.Module:
         rpn_pre_nms_top_n_test=detector.PROPOSALS_BEFORE_NMS,
         rpn_post_nms_top_n_train=detector.TRAIN_PROPOSALS,
         rpn_post_nms_top_n_test=detector.TEST_PROPOSALS,
-        # The images have their size already.
-        _skip_resize=True,
+        # The images have their size already; `_skip_resize` would skip it in training alone.
+        min_size=min(detector.CANVAS),
+        max_size=max(detector.CANVAS),
     )
     for name, module in model.named_modules():
         if name.endswith("bn3"):
