@@ -7,13 +7,12 @@ the result by a little: the pooled features are continuously differentiable in t
 IoU-Net refine boxes by gradient ascent.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from klbox_jax.ops.roi_pooling import pool_from_levels, pool_with_matrices
+from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, pool_with_matrices
 
 # Narrowest bin, in cells. The mean over a bin tends to the value at a point as the bin shrinks; dividing by
 # the width of an even narrower one would only magnify rounding.
@@ -70,7 +69,7 @@ def precise_roi_pool(
         spatial_scale: feature cells per pixel, 1 / stride.
         aligned: cell `i` has its centre at pixel `(i + 0.5) * stride`, as everywhere in this package. Without
             it, at pixel `i * stride`.
-        weights: factor for each RoI; 0 leaves a RoI out (see `pool_from_levels`).
+        weights: factor for each RoI; 0 leaves a RoI out.
     """
     h, w, _ = features.shape
     offset = 0.5 if aligned else 0.0
@@ -94,20 +93,38 @@ def multilevel_precise_roi_pool(
     aligned: bool = True,
     trim: float = 0.0,
 ) -> Float[Array, "r s s c"]:
-    """PrRoI pooling of each box from the pyramid level that fits its size; see `pool_from_levels`.
+    """PrRoI pooling of each box from the pyramid level that fits its size.
 
-    The level is a step function of the box: the gradient is that of the box's present level, and the value
-    jumps where a box grows into the next one.
+    Every level pools every box, and a weight of zero takes out those that belong elsewhere: shapes stay fixed, and no
+    feature is gathered. The level is a step function of the box: the gradient is that of the box's present level, and
+    the value jumps where a box grows into the next one.
+
+    Args:
+        features: one image's maps, finest first.
+        boxes: RoIs in pixels of the canvas.
+        strides: pixels per cell of each map.
+        output_size, aligned: as in `precise_roi_pool`.
+        min_level, canonical_box_size, canonical_level: as in `assign_boxes_to_levels`.
+        trim: pixels by which the pooled region ends before the box that chose the level.
     """
-    return pool_from_levels(
-        functools.partial(precise_roi_pool, output_size=output_size, aligned=aligned),
-        features,
+    levels = assign_boxes_to_levels(
         boxes,
-        strides=strides,
         min_level=min_level,
+        max_level=min_level + len(features) - 1,
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
-        trim=trim,
+    )
+    regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
+    return sum(
+        precise_roi_pool(
+            level_features,
+            regions,
+            output_size=output_size,
+            spatial_scale=1.0 / stride,
+            aligned=aligned,
+            weights=(levels == index).astype(jnp.float32),
+        )
+        for index, (level_features, stride) in enumerate(zip(features, strides, strict=True))
     )
 
 

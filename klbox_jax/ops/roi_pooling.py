@@ -10,7 +10,7 @@ lowering takes the form of `roi_taps`.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,6 @@ def roi_align(
     sampling_ratio: int,
     spatial_scale: float,
     aligned: bool = True,
-    weights: Float[Array, " r"] | None = None,
 ) -> Float[Array, "r s s c"]:
     """Pools each box into a grid of `output_size` x `output_size` bins (He et al., Mask R-CNN, section 3).
 
@@ -75,15 +74,19 @@ def roi_align(
         spatial_scale: feature cells per pixel, 1 / stride.
         aligned: shift by half a cell, so that pixel `i` covers `[i, i + 1)`. Without it, RoIs
             are at least one cell wide, as in the older implementations.
-        weights: factor for each RoI; 0 leaves a RoI out (see `pool_from_levels`).
     """
+    regions = _regions(boxes, spatial_scale=spatial_scale, aligned=aligned)
+    levels = jnp.zeros(boxes.shape[:1], jnp.int32)
+    return _align((features,), (regions,), levels, output_size, sampling_ratio)
+
+
+def _regions(boxes, *, spatial_scale, aligned):
+    """Boxes in cells of a map, cell `i` having its centre at `i`."""
     regions = boxes.astype(jnp.float32) * spatial_scale - (0.5 if aligned else 0.0)
     if not aligned:
         starts, ends = regions[:, :2], regions[:, 2:]
         regions = jnp.concatenate([starts, jnp.maximum(ends, starts + 1.0)], axis=1)
-    if weights is None:
-        weights = jnp.ones(boxes.shape[:1], jnp.float32)
-    return _align(features, regions, weights, output_size, sampling_ratio)
+    return regions
 
 
 # The rule for gradients is written out, so that only the arguments are kept for the backward pass, and not the union
@@ -91,57 +94,62 @@ def roi_align(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _align(features, regions, weights, output_size, sampling_ratio):
-    """RoIAlign of regions in cells."""
+def _align(maps, regions, levels, output_size, sampling_ratio):
+    """RoIAlign of each RoI from the map of its level; `regions` has the RoIs in the cells of each map."""
     sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
-
-    def multiplied(features, regions, weights):
-        return pool_with_matrices(features, *_matrices(features, regions, weights, **sizes))
-
-    if sampling_ratio > MOST_TAPPED or features.size <= SMALL_MAP:
-        return multiplied(features, regions, weights)
+    multiplied = functools.partial(_multiply_levels, **sizes)
+    if sampling_ratio > MOST_TAPPED or sum(features.size for features in maps) <= SMALL_MAP:
+        return multiplied(maps, regions, levels)
     return jax.lax.platform_dependent(
-        features, regions, weights, cpu=functools.partial(gather_taps, **sizes), default=multiplied
+        maps, regions, levels, cpu=functools.partial(gather_taps, **sizes), default=multiplied
     )
 
 
-def _align_forward(features, regions, weights, output_size, sampling_ratio):
-    primals = features.value, regions.value, weights.value
+def _align_forward(maps, regions, levels, output_size, sampling_ratio):
     # Whether a gradient of the RoIs is asked for at all, told by the structure.
-    wanted = () if regions.perturbed or weights.perturbed else None
-    return _align(*primals, output_size, sampling_ratio), (primals, wanted)
+    wanted = () if any(level_regions.perturbed for level_regions in regions) else None
+    maps, regions = (tuple(argument.value for argument in arguments) for arguments in (maps, regions))
+    kept = maps, regions, levels.value
+    return _align(*kept, output_size, sampling_ratio), (kept, wanted)
 
 
 def _align_backward(output_size, sampling_ratio, kept, cotangent):
-    (features, regions, weights), wanted = kept
+    (maps, regions, levels), wanted = kept
     sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
-    rows, columns = _matrices(features, regions, weights, **sizes)
 
-    def transposed(cotangent, rows, columns):
-        pool = functools.partial(pool_with_matrices, rows=rows, columns=columns)
-        return jax.linear_transpose(pool, features)(cotangent)[0]
+    def map_gradient(level, features):
+        rows, columns = _matrices(features, regions[level], levels == level, **sizes)
 
-    small = features.size <= SMALL_MAP
-    features_gradient = jax.lax.platform_dependent(
-        cotangent, rows, columns, cpu=transposed if small else spread_windows, default=transposed
-    )
+        def transposed(cotangent, rows, columns):
+            pool = functools.partial(pool_with_matrices, rows=rows, columns=columns)
+            return jax.linear_transpose(pool, features)(cotangent)[0]
+
+        cpu = transposed if features.size <= SMALL_MAP else spread_windows
+        return jax.lax.platform_dependent(cotangent, rows, columns, cpu=cpu, default=transposed)
+
+    gradients = tuple(map_gradient(level, features) for level, features in enumerate(maps))
     if wanted is None:
-        return features_gradient, None, None
-
-    def pool(regions, weights):
-        return pool_with_matrices(features, *_matrices(features, regions, weights, **sizes))
-
-    return features_gradient, *jax.vjp(pool, regions, weights)[1](cotangent)
+        return gradients, None, None
+    pulled = jax.vjp(lambda regions: _multiply_levels(maps, regions, levels, **sizes), regions)[1](cotangent)
+    return gradients, *pulled, None
 
 
 _align.defvjp(_align_forward, _align_backward, symbolic_zeros=True)
 
 
-def _matrices(features, regions, weights, **sizes):
+def _multiply_levels(maps, regions, levels, **sizes):
+    """The form for accelerators: every level pools every RoI, and those of another level are zeros."""
+    return sum(
+        pool_with_matrices(features, *_matrices(features, level_regions, levels == level, **sizes))
+        for level, (features, level_regions) in enumerate(zip(maps, regions, strict=True))
+    )
+
+
+def _matrices(features, regions, chosen, **sizes):
     x1, y1, x2, y2 = jnp.moveaxis(regions, -1, 0)
     rows = interpolation_matrix(y1, y2, length=features.shape[0], **sizes)
     columns = interpolation_matrix(x1, x2, length=features.shape[1], **sizes)
-    return rows * weights[:, None, None], columns
+    return rows * chosen[:, None, None], columns
 
 
 def pool_with_matrices(
@@ -211,43 +219,13 @@ def multilevel_roi_align(
     aligned: bool = True,
     trim: float = 0.0,
 ) -> Float[Array, "r s s c"]:
-    """RoIAlign of each box from the pyramid level that fits its size; see `pool_from_levels`."""
-    pool = functools.partial(
-        roi_align, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
-    )
-    return pool_from_levels(
-        pool,
-        features,
-        boxes,
-        strides=strides,
-        min_level=min_level,
-        canonical_box_size=canonical_box_size,
-        canonical_level=canonical_level,
-        trim=trim,
-    )
-
-
-def pool_from_levels(
-    pool: Callable[..., Float[Array, "r s s c"]],
-    features: Sequence[Float[Array, "_h _w c"]],
-    boxes: Float[Array, "r 4"],
-    *,
-    strides: Sequence[int],
-    min_level: int,
-    canonical_box_size: float,
-    canonical_level: int,
-    trim: float = 0.0,
-) -> Float[Array, "r s s c"]:
-    """Pools each box from the pyramid level that fits its size.
-
-    Every level pools every box and a weight of zero takes out those that belong elsewhere: shapes stay
-    fixed, and no feature is gathered.
+    """RoIAlign of each box from the pyramid level that fits its size.
 
     Args:
-        pool: called as `pool(features, boxes, spatial_scale=..., weights=...)` for each level.
         features: one image's maps, finest first.
         boxes: RoIs in pixels of the canvas.
         strides: pixels per cell of each map.
+        output_size, sampling_ratio, aligned: as in `roi_align`.
         min_level, canonical_box_size, canonical_level: as in `assign_boxes_to_levels`.
         trim: pixels by which the pooled region ends before the box that chose the level.
     """
@@ -258,13 +236,9 @@ def pool_from_levels(
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
     )
-    regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
-    return sum(
-        pool(
-            level_features,
-            regions,
-            spatial_scale=1.0 / stride,
-            weights=(levels == index).astype(jnp.float32),
-        )
-        for index, (level_features, stride) in enumerate(zip(features, strides, strict=True))
+    trimmed = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
+    regions = tuple(
+        _regions(trimmed, spatial_scale=1.0 / stride, aligned=aligned)
+        for _, stride in zip(features, strides, strict=True)
     )
+    return _align(tuple(features), regions, levels, output_size, sampling_ratio)

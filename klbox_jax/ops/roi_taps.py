@@ -3,10 +3,11 @@
 As matrices, the interpolation is mostly zeros. Here a bin is a sum over its taps, the cells beside its samples,
 which XLA's CPU backend makes a single vectorised loop without intermediate arrays. The transpose would be a scatter,
 which it runs one cell at a time; instead each RoI adds, in small windows over the cells that it reads, a product of
-dense weights and its cotangent. RoIs of weight 0 cost next to nothing.
+dense weights and its cotangent. RoIs without weight in a map cost next to nothing there.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,33 +49,42 @@ def axis_taps(
 
 
 def gather_taps(
-    features: Float[Array, "h w c"],
-    regions: Float[Array, "r 4"],
-    weights: Float[Array, " r"],
+    maps: Sequence[Float[Array, "_h _w c"]],
+    regions: Sequence[Float[Array, "r 4"]],
+    levels: Int[Array, " r"],
     *,
     output_size: int,
     sampling_ratio: int,
 ) -> Float[Array, "r s s c"]:
-    """Returns RoIAlign of regions in cells, summed in float32 and in the dtype of the features."""
-    h, w, c = features.shape
-    x1, y1, x2, y2 = jnp.moveaxis(regions, -1, 0)
-    sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
-    rows, row_weights = axis_taps(y1, y2, length=h, **sizes)
-    columns, column_weights = axis_taps(x1, x2, length=w, **sizes)
-    row_weights = row_weights * weights[:, None, None]
-    # What is left out reads one cell again and again, which stays in the nearest cache.
-    used = (weights != 0)[:, None, None]
-    rows, columns = jnp.where(used, rows * w, 0), jnp.where(used, columns, 0)
+    """Returns RoIAlign of each RoI from the map of its level, summed in float32 and in the dtype of the maps.
 
-    cells = features.reshape(h * w, c)
-    total = jnp.zeros((), jnp.promote_types(features.dtype, jnp.float32))
+    `regions` has the RoIs in the cells of each map. The maps' cells lie one behind the other, so that a RoI costs the
+    same however many levels there are.
+    """
+    sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
+    begin, chosen = 0, None
+    for level, (features, level_regions) in enumerate(zip(maps, regions, strict=True)):
+        h, w, _ = features.shape
+        x1, y1, x2, y2 = jnp.moveaxis(level_regions, -1, 0)
+        rows, row_weights = axis_taps(y1, y2, length=h, **sizes)
+        columns, column_weights = axis_taps(x1, x2, length=w, **sizes)
+        taps = begin + rows * w, columns, row_weights, column_weights
+        here = (levels == level)[:, None, None]
+        chosen = (
+            taps if chosen is None else [jnp.where(here, *pair) for pair in zip(taps, chosen, strict=True)]
+        )
+        begin += h * w
+    rows, columns, row_weights, column_weights = chosen
+
+    cells = jnp.concatenate([features.reshape(-1, features.shape[2]) for features in maps])
+    total = jnp.zeros((), jnp.promote_types(cells.dtype, jnp.float32))
     for row in range(2 * sampling_ratio):
         for column in range(2 * sampling_ratio):
             places = rows[:, :, None, row] + columns[:, None, :, column]
             tap_weights = row_weights[:, :, None, row] * column_weights[:, None, :, column]
             tap = cells.at[places].get(mode="promise_in_bounds").astype(total.dtype)
             total = total + tap * tap_weights[..., None]
-    return total.astype(features.dtype)
+    return total.astype(cells.dtype)
 
 
 def spread_windows(

@@ -157,20 +157,6 @@ def test_gradients_are_finite_for_boxes_without_size_and_outside():
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_weight_zero_leaves_a_roi_out():
-    features, boxes = jnp.asarray(random_features(6, 6, 2)), jnp.asarray(random_boxes(3, canvas=40.0))
-    arguments = {"output_size": 2, "sampling_ratio": 1, "spatial_scale": 1 / 8}
-
-    def pooled(features):
-        return roi_align(features, boxes, weights=jnp.array([1.0, 0.0, 1.0]), **arguments)
-
-    plain = roi_align(features, boxes, **arguments)
-    np.testing.assert_array_equal(pooled(features)[1], 0)
-    np.testing.assert_allclose(pooled(features)[::2], plain[::2], atol=1e-6)
-    gradient = jax.grad(lambda features: pooled(features)[1].sum())(features)
-    np.testing.assert_array_equal(gradient, 0)
-
-
 def test_the_dtype_of_the_features_is_kept():
     features = jnp.asarray(random_features(6, 6, 2)).astype(jnp.bfloat16)
     found = roi_align(
@@ -259,9 +245,9 @@ def test_levels_and_strides_must_be_equally_many():
         )
 
 
-def multiplied(features, boxes):
-    """The form for accelerators: 2 x 2 bins of 2 x 2 samples at stride 8."""
-    x1, y1, x2, y2 = jnp.moveaxis(boxes / 8 - 0.5, -1, 0)
+def multiplied(features, boxes, *, stride=8):
+    """The form for accelerators: 2 x 2 bins of 2 x 2 samples."""
+    x1, y1, x2, y2 = jnp.moveaxis(boxes / stride - 0.5, -1, 0)
     sizes = {"output_size": 2, "sampling_ratio": 2}
     rows = interpolation_matrix(y1, y2, length=features.shape[0], **sizes)
     columns = interpolation_matrix(x1, x2, length=features.shape[1], **sizes)
@@ -269,30 +255,35 @@ def multiplied(features, boxes):
 
 
 def test_images_under_vmap_and_windows_equal_the_products(monkeypatch):
-    """Maps of 19 x 11 cells have windows that end at the border, and RoIs of weight 0 have none."""
+    """Maps of 19 x 11 cells have windows that end at the border, and RoIs of the other level have none."""
     monkeypatch.setattr(roi_pooling, "SMALL_MAP", 0)
-    features = random_features(2, 19, 11, 3)
+    maps = random_features(2, 19, 11, 3), random_features(2, 10, 6, 3, seed=1)
     special = np.tile(SPECIAL_BOXES[None], (2, 1, 1))
     boxes = np.concatenate([random_boxes(2 * 14, seed=9, canvas=150.0).reshape(2, 14, 4), special], axis=1)
-    weights = np.random.default_rng(3).integers(0, 2, (2, 24)).astype(np.float32)
     cotangent = random_features(2, 24, 2, 2, 3, seed=8)
 
-    def forms(features, boxes, weights, cotangent):
-        def aligned(features, boxes):
-            arguments = {"output_size": 2, "sampling_ratio": 2, "spatial_scale": 1 / 8}
-            return roi_align(features, boxes, weights=weights, **arguments)
+    def forms(maps, boxes, cotangent):
+        arguments = {"min_level": 3, "canonical_box_size": 60.0}
+        levels = assign_boxes_to_levels(boxes, max_level=4, **arguments)
 
-        def expected(features, boxes):
-            return multiplied(features, boxes) * weights[:, None, None, None]
+        def aligned(maps, boxes):
+            sizes = {"output_size": 2, "sampling_ratio": 2, "strides": (8, 16)}
+            return multilevel_roi_align(maps, boxes, **sizes, **arguments)
 
-        pulled = (jax.vjp(function, features, boxes) for function in (aligned, expected))
-        return [(pooled, *vjp(cotangent)) for pooled, vjp in pulled]
+        def expected(maps, boxes):
+            chosen = (levels == 1)[:, None, None, None]
+            return jnp.where(chosen, multiplied(maps[1], boxes, stride=16), multiplied(maps[0], boxes))
 
-    found, expected = jax.jit(jax.vmap(forms))(features, boxes, weights, cotangent)
+        pulled = (jax.vjp(function, maps, boxes) for function in (aligned, expected))
+        return levels, [jax.tree.leaves((pooled, vjp(cotangent))) for pooled, vjp in pulled]
+
+    levels, (found, expected) = jax.jit(jax.vmap(forms))(maps, boxes, cotangent)
+    assert 5 < levels.sum() < 43
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
-    # One map under the RoIs of two images.
-    apart = jax.jit(jax.vmap(forms, in_axes=(None, 0, 0, 0)))(features[0], boxes, weights, cotangent)
+    # One pyramid under the RoIs of two images.
+    first = tuple(features[0] for features in maps)
+    _, apart = jax.jit(jax.vmap(forms, in_axes=(None, 0, 0)))(first, boxes, cotangent)
     for one, other in zip(*apart, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
