@@ -73,14 +73,13 @@ def _pick_in_rounds(boxes, scores, classes, valid, *, decay, min_score, max_outp
         best_of_lanes = jnp.full((_LANES, _QUEUES), -jnp.inf, waiting.dtype).at[lane, queue].max(waiting)
         return jnp.max(best_of_lanes, axis=0)
 
-    def another_round(state: tuple[Array, ...]) -> Array:
-        _, best, picked_scores, _ = state
+    def another_round(best: Array, picked_scores: Array) -> Array:
         best = jnp.max(best)
         return (best > -jnp.inf) & (jnp.sum((picked_scores > best).astype(jnp.int32)) < max_outputs)
 
     def next_round(state: tuple[Array, ...]) -> tuple[Array, ...]:
         # What is out of its queue has the score -inf in `waiting`.
-        waiting, best, picked_scores, removed_by = state
+        _, waiting, best, picked_scores, removed_by = state
         # Two reductions, of the score and then of the rows that have it: on CPU `argmax` takes five times as long.
         ties = jnp.where(waiting == best[queue], rows, num_boxes - 1)
         winner = jnp.full(_QUEUES, num_boxes - 1).at[queue].min(ties)[queue]
@@ -90,21 +89,21 @@ def _pick_in_rounds(boxes, scores, classes, valid, *, decay, min_score, max_outp
         is_winner = was_waiting & (winner == rows)
         stays = was_waiting & (lowered >= min_score) & ~is_winner
         still_waiting = jnp.where(stays, lowered, -jnp.inf)
+        best = best_of_queues(still_waiting)
+        picked_scores = jnp.where(is_winner, waiting, picked_scores)
         return (
+            another_round(best, picked_scores),
             still_waiting,
-            best_of_queues(still_waiting),
-            jnp.where(is_winner, waiting, picked_scores),
+            best,
+            picked_scores,
             jnp.where(was_waiting & ~stays, winner, removed_by),
         )
 
     waiting = jnp.where(valid & (scores >= min_score), scores, -jnp.inf)
-    start = (
-        waiting,
-        best_of_queues(waiting),
-        jnp.full_like(scores, -jnp.inf),
-        jnp.full(num_boxes, num_boxes),
-    )
-    _, _, picked_scores, removed_by = jax.lax.while_loop(another_round, next_round, start)
+    best, picked_scores = best_of_queues(waiting), jnp.full_like(scores, -jnp.inf)
+    # Whether to go on is part of the state: under `vmap` the body needs it too, and would work it out again.
+    start = (another_round(best, picked_scores), waiting, best, picked_scores, jnp.full(num_boxes, num_boxes))
+    *_, picked_scores, removed_by = jax.lax.while_loop(lambda state: state[0], next_round, start)
 
     num_picks = min(max_outputs, num_boxes)
     picked_scores, indices = jax.lax.top_k(picked_scores, num_picks)

@@ -126,6 +126,13 @@ def test_a_share_of_the_time(monkeypatch):
     assert timed(lambda: None, share=1 / 4)() == 2.0
 
 
+def test_the_mean_of_calls_in_a_row(monkeypatch):
+    clock, made = iter([3.0, 11.0]), []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert timed(lambda: made.append(1), calls=4, share=1 / 2)() == 1.0
+    assert len(made) == 4
+
+
 def test_measures_are_chosen_by_the_beginnings_of_their_names():
     measures = [make_measure("step", needs_torch=True), make_measure("head_time"), make_measure("head_work")]
     assert plan.choose(measures, [], has_torch=True) == tuple(measures)
