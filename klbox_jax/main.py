@@ -19,9 +19,6 @@ from ml_collections import config_flags
 from klbox_jax import distributed
 from klbox_jax.data.build import cache_folder
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.serving.calibrate import calibrate
-from klbox_jax.serving.export import export
-from klbox_jax.serving.predict import predict
 from klbox_jax.train.best import best_checkpoint
 from klbox_jax.train.checkpoints import CheckpointError, restore_params
 from klbox_jax.train.evaluation import Evaluation
@@ -109,7 +106,12 @@ def _chosen_step(job: Job) -> int | None:
     return best_checkpoint(job.workdir, job.config.train.keep_best) if best else None
 
 
+# What only one mode needs is imported there: a training starts without it.
+
+
 def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    from klbox_jax.serving.calibrate import calibrate
+
     (chosen,) = settings.values()
     calibrate(job, chosen, step=_chosen_step(job))
     return {}
@@ -117,12 +119,16 @@ def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[st
 
 def _predict(job: Job) -> dict[str, dict[str, Any]]:
     """Asks for no data set: the workdir has all that photographs need."""
+    from klbox_jax.serving.predict import predict
+
     _use_compilation_cache()
     predict(job, step=_chosen_step(job))
     return {}
 
 
 def _export(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
+    from klbox_jax.serving.export import export
+
     (chosen,) = settings.values()
     export(job, chosen, step=_chosen_step(job))
     return {}

@@ -96,7 +96,7 @@ def shapes_of(model: GeneralizedRCNN, canvas: tuple[int, int]) -> dict[str, Any]
 
     def init(leaves):
         key, batch = jax.random.key(0), jax.tree.unflatten(structure, leaves)
-        return model.init(key, batch, key, method="train_forward")["params"]
+        return model.init(key, batch, method="every_head")["params"]
 
     return jax.eval_shape(init, leaves)
 

@@ -11,7 +11,6 @@ import collections
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtr
 
 from klbox_jax.data.masks import parse_segmentation, to_compressed_rle
@@ -53,6 +52,9 @@ def evaluate_pdq(ground_truth: dict, results: list[dict], *, min_score: float = 
         ValueError: see `klbox_jax.evaluation.matching.check_entries`; an image has no size, a score is
             outside 0 to 1, or a segmentation is malformed.
     """
+    # A fifth of all that a training imports: it waits for the evaluation.
+    from scipy.optimize import linear_sum_assignment
+
     check_entries(ground_truth, results)
     _check_sizes_and_scores(ground_truth, results)
     objects, crowds = collections.defaultdict(list), []

@@ -72,6 +72,21 @@ class GeneralizedRCNN(nn.Module):
             return {f"p{name.removeprefix('res')}": stage for name, stage in stages.items()}
         return self.fpn(stages)
 
+    def every_head(self, batch: Batch) -> None:
+        """Runs every module once, on an empty box an image: `init` by this method makes all parameters.
+
+        They are those that `init` by `train_forward` makes, whose losses and sampling need not be traced for it.
+        """
+        pyramid = self.pyramid(batch.images, batch.image_size)
+        self.rpn(pyramid, batch.images.shape[1:3])
+        count = batch.images.shape[0]
+        boxes, classes = jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), jnp.int32)
+        self.roi_heads(pyramid, boxes)
+        if self.roi_heads.mask_head is not None:
+            self.predict_masks(pyramid, boxes, classes)
+        if self.roi_heads.iou_head is not None:
+            self.predict_iou(jax.tree.map(lambda features: features[0], pyramid), boxes[0], classes[0])
+
     def train_forward(
         self, batch: Batch, key: Key[Array, ""], step: Int[Array, ""] | None = None
     ) -> TrainOutputs:

@@ -95,7 +95,7 @@ def read_params(
         step, params = restore_params(workdir.checkpoints, step)
         path = workdir.checkpoints / str(step)
     key, batch = jax.random.key(0), dummy_batch(canvas)
-    expected = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
+    expected = jax.eval_shape(lambda: model.init(key, batch, method="every_head"))["params"]
     check_params(params, expected, path=path)
     return step, params
 

@@ -23,7 +23,7 @@ def create_state(model: GeneralizedRCNN, optimizer: optax.GradientTransformation
     """Returns the `TrainState` of step 0; `batch` gives shapes alone."""
 
     def init(key):
-        params = model.init(key, batch, key, method="train_forward")["params"]
+        params = model.init(key, batch, method="every_head")["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
     key = jax.random.key(seed)

@@ -46,6 +46,23 @@ def predict(model):
     return jax.jit(lambda params, batch: model.apply({"params": params}, batch, method="predict"))
 
 
+def test_every_head_makes_the_parameters_of_training():
+    model = thin_model(
+        "loss=kl,iou_head=True", **{"model.mask_head": {"enabled": True, "features": 8, "num_convs": 1}}
+    )
+    batch, key = dummy_batch((64, 96)), jax.random.key(3)
+
+    @jax.jit
+    def both():
+        return model.init(key, batch, key, method="train_forward"), model.init(
+            key, batch, method="every_head"
+        )
+
+    trained, initialised = both()
+    assert {"mask_head", "iou_head"} <= set(initialised["params"]["roi_heads"])
+    jax.tree.map(np.testing.assert_array_equal, initialised, trained)
+
+
 def one_image(batch, i):
     return jax.tree.map(lambda x: x[i : i + 1], batch)
 
