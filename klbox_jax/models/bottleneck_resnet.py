@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
 from klbox_jax.models.normalization import FrozenBatchNorm
+from klbox_jax.models.rectifier import relu
 
 
 class Bottleneck(nn.Module):
@@ -39,10 +40,10 @@ class Bottleneck(nn.Module):
         if x.shape[-1] != self.features or self.strides != 1:
             shortcut = conv(x, self.features, 1, self.strides, "shortcut")
             shortcut = FrozenBatchNorm(name="shortcut_norm")(shortcut)
-        x = nn.relu(FrozenBatchNorm(name="norm1")(conv(x, width, 1, first, "conv1")))
-        x = nn.relu(FrozenBatchNorm(name="norm2")(conv(x, width, 3, second, "conv2")))
+        x = relu(FrozenBatchNorm(name="norm1")(conv(x, width, 1, first, "conv1")))
+        x = relu(FrozenBatchNorm(name="norm2")(conv(x, width, 3, second, "conv2")))
         x = FrozenBatchNorm(name="norm3")(conv(x, self.features, 1, 1, "conv3"))
-        return nn.relu(x + shortcut)
+        return relu(x + shortcut)
 
 
 class BottleneckResNet(nn.Module):
@@ -71,7 +72,7 @@ class BottleneckResNet(nn.Module):
     def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _h _w _c"]]:
         """Returns the map of each of `out_stages`; `images` are normalized."""
         x = Conv(self.stem_features, 7, 2, use_bias=False, dtype=self.dtype, name="stem")(images)
-        x = nn.relu(FrozenBatchNorm(name="stem_norm")(x))
+        x = relu(FrozenBatchNorm(name="stem_norm")(x))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         outputs = {}
         shapes = zip(self.stage_features, self.stage_blocks, strict=True)
