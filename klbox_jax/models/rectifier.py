@@ -10,9 +10,9 @@ def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Returns `max(x, 0)`, NaN for NaN; the gradient at 0 is 0.
 
     Equal to `jax.nn.relu`, for reverse mode only. The output is the next layer's input and so is kept for the
-    gradient anyway; from it one sees where the input was positive. With `jax.nn.relu` XLA works the output out again
-    on the way back, for which it keeps the convolution's result and the shortcut too: a sixth more temporary memory in a
-    ResNet's training step.
+    gradient anyway; from it one sees where the input was positive. With `jax.nn.relu` XLA works the output out
+    again on the way back, for which it keeps the convolution's result and the shortcut too: a sixth more temporary
+    memory in a ResNet's training step.
     """
     # Not a maximum: that has one large operand, and XLA copies such operations into all that read them.
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
