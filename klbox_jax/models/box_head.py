@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from klbox_jax.models.rectifier import relu
 from klbox_jax.structures import BoxPredictions
 
 
@@ -25,7 +24,7 @@ class BoxHead(nn.Module):
         x = pooled.reshape(pooled.shape[0], -1)
         for name in ("fc1", "fc2"):
             init = nn.initializers.he_uniform()
-            x = relu(nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name=name)(x))
+            x = nn.relu(nn.Dense(self.features, kernel_init=init, dtype=self.dtype, name=name)(x))
         return x
 
 

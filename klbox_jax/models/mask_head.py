@@ -7,7 +7,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
-from klbox_jax.models.rectifier import relu
 
 
 class Deconv2x2(nn.Module):
@@ -58,8 +57,8 @@ class MaskHead(nn.Module):
         """Returns the mask logits of each class, float32, at twice the pooled resolution."""
         x = pooled
         for number in range(1, self.num_convs + 1):
-            x = relu(Conv(self.features, dtype=self.dtype, name=f"mask_fcn{number}")(x))
-        x = relu(Deconv2x2(self.features, self.dtype, name="conv5_mask")(x))
+            x = nn.relu(Conv(self.features, dtype=self.dtype, name=f"mask_fcn{number}")(x))
+        x = nn.relu(Deconv2x2(self.features, self.dtype, name="conv5_mask")(x))
         # detectron2's: all masks start at a probability of one half.
         init = nn.initializers.normal(0.001)
         logits = Conv(

@@ -12,7 +12,8 @@ def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     Equal to `jax.nn.relu`, for reverse mode only. The output is the next layer's input and so is kept for the
     gradient anyway; from it one sees where the input was positive. With `jax.nn.relu` XLA works the output out
     again on the way back, for which it keeps the convolution's result and the shortcut too: a sixth more temporary
-    memory in a ResNet's training step.
+    memory in a bottleneck ResNet's training step. Behind a norm that is computed from the activations it does harm: the
+    step of configs/scenes.py takes a third longer with it on CPUs.
     """
     # Not a maximum: that has one large operand, and XLA copies such operations into all that read them.
     return jnp.where(x <= 0, jnp.zeros_like(x), x)

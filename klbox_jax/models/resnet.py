@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
-from klbox_jax.models.rectifier import relu
 
 
 class BasicBlock(nn.Module):
@@ -38,11 +37,11 @@ class BasicBlock(nn.Module):
         if x.shape[-1] != self.features or self.strides != 1:
             shortcut = conv(kernel_size=1, strides=self.strides, name="shortcut")(x)
             shortcut = norm(name="shortcut_norm")(shortcut)
-        x = relu(norm(name="norm1")(conv(kernel_size=3, strides=self.strides, name="conv1")(x)))
+        x = nn.relu(norm(name="norm1")(conv(kernel_size=3, strides=self.strides, name="conv1")(x)))
         x = conv(kernel_size=3, name="conv2")(x)
         # The residual branch starts at zero: a deep network of random weights begins as a shallow one.
         x = norm(scale_init=nn.initializers.zeros, name="norm2")(x)
-        return relu(x + shortcut)
+        return nn.relu(x + shortcut)
 
 
 def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
@@ -78,7 +77,7 @@ class ResNet(nn.Module):
         """Returns the feature map of each stage; `images` are normalized."""
         stem = Conv(self.stem_features, kernel_size=3, use_bias=False, dtype=self.dtype, name="stem")
         norm = nn.GroupNorm(None, group_size=self.group_size, dtype=self.dtype, name="stem_norm")
-        x = relu(norm(stem(space_to_depth(images, 4))))
+        x = nn.relu(norm(stem(space_to_depth(images, 4))))
         outputs = {}
         for stage, (features, blocks) in enumerate(
             zip(self.stage_features, self.stage_blocks, strict=True), start=2

@@ -16,7 +16,6 @@ from klbox_jax.losses.box_regression import smooth_l1
 from klbox_jax.losses.detection import objectness_loss
 from klbox_jax.losses.reduction import masked_sum
 from klbox_jax.models.convolution import Conv
-from klbox_jax.models.rectifier import relu
 from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.ops.boxes import clip_to_image, is_nonempty
@@ -66,7 +65,7 @@ class RPNHead(nn.Module):
         self, features: Float[Array, "b h w c"]
     ) -> tuple[Float[Array, "b n"], Float[Array, "b n 4"]]:
         """Returns the logits and the deltas of one level."""
-        hidden = relu(self.conv(features))
+        hidden = nn.relu(self.conv(features))
         b = features.shape[0]
         return self.objectness_logits(hidden).reshape(b, -1), self.anchor_deltas(hidden).reshape(b, -1, 4)
 

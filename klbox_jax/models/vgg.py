@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Key
 
 from klbox_jax.models.convolution import Conv, he_normal_fan_out
 from klbox_jax.models.local_response_norm import local_response_norm
-from klbox_jax.models.rectifier import relu
 
 
 class VGG16(nn.Module):
@@ -41,7 +40,7 @@ class VGG16(nn.Module):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2), padding=((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
             for number in range(1, convs + 1):
-                x = relu(Conv(features, dtype=self.dtype, name=f"conv{stage}_{number}")(x))
+                x = nn.relu(Conv(features, dtype=self.dtype, name=f"conv{stage}_{number}")(x))
         return {"res4": x}
 
 
@@ -71,12 +70,12 @@ class VGGCNNM1024(nn.Module):
             return nn.Conv(features, sides, 2, padding, kernel_init=init, dtype=self.dtype, name=name)(x)
 
         x = jnp.pad(images, ((0, 0), _margins(images.shape[1]), _margins(images.shape[2]), (0, 0)))
-        x = local_response_norm(relu(strided(x, self.features[0], 7, 0, "conv1")))
+        x = local_response_norm(nn.relu(strided(x, self.features[0], 7, 0, "conv1")))
         x = nn.max_pool(x, (3, 3), (2, 2))
-        x = local_response_norm(relu(strided(x, self.features[1], 5, 1, "conv2")))
+        x = local_response_norm(nn.relu(strided(x, self.features[1], 5, 1, "conv2")))
         x = nn.max_pool(x, (3, 3), (2, 2))
         for number, features in enumerate(self.features[2:], start=3):
-            x = relu(Conv(features, dtype=self.dtype, name=f"conv{number}")(x))
+            x = nn.relu(Conv(features, dtype=self.dtype, name=f"conv{number}")(x))
         return {"res4": x}
 
 
@@ -115,7 +114,7 @@ class VGGBoxHead(nn.Module):
         x = pooled.reshape(pooled.shape[0], -1)
         for number, features in enumerate(self.features, start=6):
             init = nn.initializers.he_uniform()
-            x = relu(nn.Dense(features, kernel_init=init, dtype=self.dtype, name=f"fc{number}")(x))
+            x = nn.relu(nn.Dense(features, kernel_init=init, dtype=self.dtype, name=f"fc{number}")(x))
             if key is not None:
                 x = dropout(x, jax.random.fold_in(key, number), rate=self.dropout_rate)
         return x
