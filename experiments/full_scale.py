@@ -58,8 +58,8 @@ def ours(*, train: bool) -> dict[str, float]:
     from klbox_jax.evaluation.evaluate import compile_eval_step
     from klbox_jax.models.build import build_model
     from klbox_jax.postprocess.settings import PostprocessSettings
+    from klbox_jax.train.first_state import dummy_batch
     from klbox_jax.train.heap import give_back_freed_memory
-    from klbox_jax.train.loop import dummy_batch
     from klbox_jax.train.optimizer import build_optimizer
     from klbox_jax.train.step import compile_train_step, create_state
 

@@ -21,7 +21,6 @@ from klbox_jax.data.build import cache_folder
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.best import best_checkpoint
 from klbox_jax.train.checkpoints import CheckpointError, restore_params
-from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import train
 from klbox_jax.train.preemption import Preempted, Preemption
@@ -75,6 +74,9 @@ def run(
             return _export(job, settings)
 
 
+# What only one mode needs is imported there: a training starts without it.
+
+
 def _train(
     job: Job, settings: Mapping[str, PostprocessSettings], *, evaluates: bool, allow_config_change: bool
 ) -> dict[str, dict[str, Any]]:
@@ -86,9 +88,15 @@ def _train(
             source = job.train_source
             classes = {"names": source.class_names, "category_ids": source.category_ids}
             write_json(job.workdir.classes, classes)
-        evaluation = Evaluation(job, settings, preemption=preemption) if evaluates else None
+        evaluation = _evaluation(job, settings, preemption) if evaluates else None
         state = train(job, evaluate=evaluation, preemption=preemption)
         return evaluation(state.params, int(state.step)) if evaluates else {}
+
+
+def _evaluation(job: Job, settings: Mapping[str, PostprocessSettings], preemption: Preemption):
+    from klbox_jax.train.evaluation import Evaluation
+
+    return Evaluation(job, settings, preemption=preemption)
 
 
 def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
@@ -96,7 +104,7 @@ def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str
     job.check(settings.values(), train=False, evaluate=True)
     step, params = restore_params(job.workdir.checkpoints, _chosen_step(job))
     with Preemption() as preemption:
-        evaluation = Evaluation(job, settings, preemption=preemption)
+        evaluation = _evaluation(job, settings, preemption)
         return evaluation(jax.device_put(params, distributed.replicated(job.mesh)), step)
 
 
@@ -104,9 +112,6 @@ def _chosen_step(job: Job) -> int | None:
     """Returns the step of the best checkpoint where the config asks for it, None for the newest."""
     best = job.config.evaluation.checkpoint == "best"
     return best_checkpoint(job.workdir, job.config.train.keep_best) if best else None
-
-
-# What only one mode needs is imported there: a training starts without it.
 
 
 def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:

@@ -14,11 +14,13 @@ continuous edges (pixel `i` covers `[i, i + 1)`), in the canvas of the network. 
 """
 
 import flax.struct
+import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from numpy import ndarray
 
-# The input pipeline fills these types with NumPy arrays, the compiled steps with JAX arrays.
-AnyArray = Array | ndarray
+# The input pipeline fills these types with NumPy arrays, the compiled steps with JAX arrays, and lowering with
+# descriptions of arrays.
+AnyArray = Array | ndarray | jax.stages.ArgInfo
 
 
 @flax.struct.dataclass

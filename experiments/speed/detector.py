@@ -18,8 +18,8 @@ from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, GroundTruth
+from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.heap import give_back_freed_memory
-from klbox_jax.train.loop import dummy_batch
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step

@@ -97,6 +97,22 @@ def train_batches(
     )
 
 
+def blank_batch(
+    source: Source, step: StepPlan, preprocessing: Preprocessing, *, process_count: int = 1
+) -> Batch:
+    """Returns a process' share of a step's batch in form, without its images: black, and not `valid`."""
+    canvas = preprocessing.canvases[step.canvas]
+    example = make_blank_example(
+        source.records[step.indices[0]],
+        canvas=canvas,
+        new_size=canvas,
+        max_gt=preprocessing.max_gt,
+        mask_size=preprocessing.mask_size,
+    )
+    num_images = len(step.indices) // process_count
+    return jax.tree.map(lambda x: np.broadcast_to(x, (num_images, *x.shape)), example)
+
+
 def eval_batches(
     source: Source,
     plan: EvalPlan,

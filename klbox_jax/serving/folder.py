@@ -9,7 +9,7 @@ import ml_collections
 from klbox_jax.data.build import build_source
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.checkpoints import find_steps, restore_params
-from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.workdir import ADDED_FIELDS, Workdir, WorkdirError, read_json
 from klbox_jax.weights.safetensors_file import check_params, load_params
 

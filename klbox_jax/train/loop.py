@@ -1,32 +1,27 @@
 """The training loop: batches in, checkpoints and metrics out; an interrupted run goes on where it was."""
 
 import contextlib
-import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
 from klbox_jax.data.loader import train_batches
-from klbox_jax.distributed import put_batch, replicated
-from klbox_jax.structures import Batch, GroundTruth
+from klbox_jax.distributed import put_batch
 from klbox_jax.train import best
 from klbox_jax.train.checkpoints import Checkpoints
+from klbox_jax.train.first_state import first_state
 from klbox_jax.train.heap import give_back_freed_memory
 from klbox_jax.train.job import Job
-from klbox_jax.train.optimizer import build_optimizer
+from klbox_jax.train.optimizer import build_optimizer, peak_learning_rate
 from klbox_jax.train.preemption import Preempted, Preemption
 from klbox_jax.train.profiling import Profile
 from klbox_jax.train.reporter import Clock, Reporter
 from klbox_jax.train.state import TrainState
-from klbox_jax.train.step import compile_train_step, create_state
-from klbox_jax.train.workdir import is_writer, write_json
+from klbox_jax.train.step import compile_train_step
+from klbox_jax.train.workdir import is_writer
 from klbox_jax.train.writer import MetricWriter, Progress, read_metrics
-from klbox_jax.weights.convert import load_weights
-from klbox_jax.weights.provenance import check_provenance
 
 
 def train(
@@ -76,7 +71,7 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(job.workdir.checkpoints, max_to_keep=config.keep_checkpoints)
         )
-        state = _first_state(job, optimizer, checkpoints)
+        state, compiling = first_state(job, optimizer, checkpoints, step_fn)
         give_back_freed_memory()
         start = int(state.step)
         if start >= job.total_steps:
@@ -90,7 +85,9 @@ def train(
             job.total_steps,
             config.batch_size,
             job.mesh.size,
-            float(schedule(job.config.optimizer.warmup_steps * config.accumulate_steps)),
+            peak_learning_rate(
+                job.config.optimizer.learning_rate, images=config.batch_size * config.accumulate_steps
+            ),
         )
         writer = stack.enter_context(MetricWriter(job.workdir, resume_step=start))
         clock = Clock(seconds=training_seconds(job))
@@ -130,6 +127,8 @@ def train(
         report = Reporter(
             job, writer=writer, progress=progress, clock=clock, skipped=int(_last(job, "train/skipped_steps"))
         )
+        if compiling:
+            compiling.result()
         pending, traces = None, 0
         for step in range(start + 1, job.total_steps + 1):
             profile.before(step)
@@ -205,75 +204,3 @@ def _last(job: Job, name: str) -> float | int:
     if not job.workdir.metrics.exists():
         return 0
     return next((r[name] for r in reversed(read_metrics(job.workdir.metrics)) if name in r), 0)
-
-
-def _first_state(job: Job, optimizer, checkpoints: Checkpoints) -> TrainState:
-    """The newest sound checkpoint, else a new state."""
-    shapes = dummy_batch(job.preprocessing.canvases[0])
-    sharding = replicated(job.mesh)
-    if checkpoints.latest_step() is not None:
-        abstract = jax.eval_shape(
-            lambda: create_state(job.model, optimizer, batch=shapes, seed=job.config.seed)
-        )
-        return checkpoints.restore(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
-        )
-    state = create_state(job.model, optimizer, batch=shapes, seed=job.config.seed)
-    if job.config.model.init_weights:
-        state = state.replace(params=_initial_params(job, state.params))
-    return jax.device_put(state, sharding)
-
-
-def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
-    """Fills parameters from `config.model.init_weights`, and tells in the log and in weights.json with what."""
-    config = job.config.model
-    params, report = load_weights(
-        params,
-        config.init_weights,
-        box_coder=job.model.roi_heads.box_coder,
-        rpn_box_coder=job.model.rpn.box_coder,
-        pooled_side=config.box_pooler.resolution,
-        init_partial=config.init_partial,
-    )
-    check_provenance(config, report.provenance)
-    logging.info("%s: %s", config.init_weights, report)
-    if is_writer():
-        with open(config.init_weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        provenance = {
-            # A coder by its name and weights.
-            name: repr(value) if dataclasses.is_dataclass(value) else value
-            for name, value in vars(report.provenance).items()
-        }
-        write_json(
-            job.workdir.weights,
-            {
-                "path": config.init_weights,
-                "sha256": digest,
-                "provenance": provenance,
-                "loaded": report.loaded,
-                "reinitialized": report.reinitialized,
-                "unused": report.unused,
-            },
-        )
-    return params
-
-
-def dummy_batch(canvas: tuple[int, int]) -> Batch:
-    """Returns a batch of one black image, which gives the parameters their shapes and nothing else."""
-    gt = GroundTruth(
-        boxes=jnp.array([[[0.0, 0.0, 1.0, 1.0]]]),
-        classes=jnp.zeros((1, 1), jnp.int32),
-        is_crowd=jnp.zeros((1, 1), bool),
-        valid=jnp.ones((1, 1), bool),
-        box_stds=jnp.ones((1, 1, 4)),
-        masks=jnp.zeros((1, 1, 1, 1), jnp.uint8),
-    )
-    return Batch(
-        images=jnp.zeros((1, *canvas, 3), jnp.uint8),
-        image_size=jnp.array([canvas], jnp.int32),
-        scale=jnp.ones((1, 2)),
-        image_id=jnp.zeros(1, jnp.int32),
-        valid=jnp.ones(1, bool),
-        gt=gt,
-    )

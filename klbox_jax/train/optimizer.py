@@ -43,6 +43,11 @@ def build_optimizer(
     return optimizer, lambda step: schedule(step // accumulate_steps)
 
 
+def peak_learning_rate(learning_rate: float, *, images: int) -> float:
+    """Returns the rate behind the warm-up, of updates of `images` images; `learning_rate` is that of 16."""
+    return learning_rate * images / REFERENCE_BATCH
+
+
 def learning_rate_schedule(
     *,
     learning_rate: float,
@@ -59,7 +64,7 @@ def learning_rate_schedule(
     an update (Goyal et al. 2017), so that a config keeps its meaning on another number of devices. All steps here
     are updates of the parameters.
     """
-    peak = learning_rate * global_batch / REFERENCE_BATCH
+    peak = peak_learning_rate(learning_rate, images=global_batch)
     steps = optax.piecewise_constant_schedule(
         peak, {round(share * total_steps): decay_factor for share in decay_at}
     )

@@ -19,17 +19,31 @@ from klbox_jax.train.state import TrainState
 INIT_COMPILER_OPTIONS = {"xla_backend_optimization_level": 1}
 
 
-def create_state(model: GeneralizedRCNN, optimizer: optax.GradientTransformation, *, batch: Batch, seed: int):
-    """Returns the `TrainState` of step 0; `batch` gives shapes alone."""
+def lower_create_state(
+    model: GeneralizedRCNN, optimizer: optax.GradientTransformation, *, batch: Batch
+) -> jax.stages.Lowered:
+    """Returns the program, not yet compiled, from a random key to the `TrainState` of step 0.
+
+    `batch` gives shapes alone. `out_info` of the result are the shapes of the state.
+    """
 
     def init(key):
         params = model.init(key, batch, method="every_head")["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-    key = jax.random.key(seed)
-    # Another platform may not know the option. Under `jax.eval_shape` nothing is compiled, and none is allowed.
-    is_compiled_here = jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer)
-    return jax.jit(init, compiler_options=INIT_COMPILER_OPTIONS if is_compiled_here else None)(key)
+    return jax.jit(init).lower(jax.random.key(0))
+
+
+def compile_and_create_state(lowered: jax.stages.Lowered, *, seed: int) -> TrainState:
+    """Returns the `TrainState` of step 0 from the program of `lower_create_state`."""
+    # Another platform may not know the option.
+    options = INIT_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
+    return lowered.compile(options)(jax.random.key(seed))
+
+
+def create_state(model: GeneralizedRCNN, optimizer: optax.GradientTransformation, *, batch: Batch, seed: int):
+    """Returns the `TrainState` of step 0; `batch` gives shapes alone."""
+    return compile_and_create_state(lower_create_state(model, optimizer, batch=batch), seed=seed)
 
 
 def train_step(

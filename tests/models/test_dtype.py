@@ -14,9 +14,9 @@ from flax.traverse_util import flatten_dict
 from experiments import mask_scenes
 from klbox_jax.models.build import BACKBONES, BOX_HEADS, build_model
 from klbox_jax.models.convolution import Conv
-from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
-from klbox_jax.train.step import create_state, train_step
+from klbox_jax.train.step import lower_create_state, train_step
 from tests.thin import random_batch, scenes_config
 
 ALL_HEADS = {
@@ -44,7 +44,7 @@ def training(dtype):
         config.optimizer, batch_size=config.train.batch_size, accumulate_steps=1, total_steps=100
     )
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
-    state = jax.eval_shape(lambda: create_state(model, optimizer, batch=dummy_batch((64, 96)), seed=0))
+    state = lower_create_state(model, optimizer, batch=dummy_batch((64, 96))).out_info
     # Lowering puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
     leaves, structure = jax.tree.flatten((state, batch_with_masks()))
 

@@ -6,7 +6,7 @@ import pytest
 from configs import scenes
 from klbox_jax.models.build import build_model
 from klbox_jax.structures import Batch
-from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.first_state import dummy_batch
 from tests.thin import num_params, random_batch, scenes_config, thin_model
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from klbox_jax.models.build import build_model
 from klbox_jax.train.checkpoints import Checkpoints
-from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.workdir import Workdir, write_json
 from tests.coco_folder import CATEGORIES

@@ -186,14 +186,15 @@ def test_a_stopped_and_killed_run_goes_on_bit_for_bit(straight, killed, config, 
 def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(killed, config, tmp_path, monkeypatch):
     workdir = copied(killed, tmp_path / "poisoned")
     before = digests(workdir.checkpoints)
-    original = loop._first_state
+    original = loop.first_state
 
     def poisoned(*arguments):
-        state = original(*arguments)
+        state, compiling = original(*arguments)
         assert int(state.step) == 3
-        return state.replace(params=jax.tree.map(lambda x: x * np.float32(np.nan), state.params))
+        poison = jax.tree.map(lambda x: x * np.float32(np.nan), state.params)
+        return state.replace(params=poison), compiling
 
-    monkeypatch.setattr(loop, "_first_state", poisoned)
+    monkeypatch.setattr(loop, "first_state", poisoned)
     with pytest.raises(
         FloatingPointError, match=r"^step 4: .*total_loss.* not finite, on images \[\d+(, \d+){3}\]"
     ):
@@ -220,7 +221,7 @@ def test_a_folder_of_another_config_is_refused(straight, config, folder):
 
 def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
     # The compiled step is that of training's end, so what it would do is only looked at.
-    from klbox_jax import main
+    from klbox_jax.train import evaluation
 
     seen = []
 
@@ -234,7 +235,7 @@ def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
             seen.append((self.settings, params, step))
             return {"": {"AP": 1.0}}
 
-    monkeypatch.setattr(main, "Evaluation", Recorder)
+    monkeypatch.setattr(evaluation, "Evaluation", Recorder)
     assert run(config, str(straight[0].path), "eval") == {"": {"AP": 1.0}}
     ((settings, params, step),) = seen
     assert step == 6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klbox_jax import main
-from klbox_jax.train import best, checkpoints, loop, reporter, workdir
+from klbox_jax.train import best, checkpoints, evaluation, loop, reporter, workdir
 from klbox_jax.train.checkpoints import CheckpointError, find_fault, find_steps
 from klbox_jax.train.preemption import Preempted
 from klbox_jax.train.workdir import Workdir
@@ -65,6 +65,29 @@ def test_a_run_that_was_told_to_stop_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     assert find_steps(stopped.workdir.checkpoints) == [3]
     same_bits(loop.train(stopped), expected)
     assert records_of(stopped) == records_of(straight)
+
+
+def test_the_first_step_finds_the_program_that_was_compiled_ahead(tmp_path, monkeypatch):
+    """A new run and one that goes on trace the step once; nothing is compiled when the first batch comes."""
+    monkeypatch.undo()  # what is not shared is compiled
+    compiled = []
+
+    def listen(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    put, ready = loop.put_batch, []
+    monkeypatch.setattr(loop, "put_batch", lambda *args: ready.append(len(compiled)) or put(*args))
+    try:
+        for last in (2, 4):
+            compiled.clear()
+            loop.train(toy_job(tmp_path, **{"train.num_steps": last}))
+            ours = [index for index, name in enumerate(compiled) if name == "jit(step)"]
+            assert len(ours) == 1
+            assert ours[0] < ready[-2]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_the_learning_rate_follows_the_updates(tmp_path):
@@ -284,7 +307,7 @@ def test_eval_reads_the_best_checkpoint_when_it_is_told_so(tmp_path, monkeypatch
             return {}
 
     use_toy(monkeypatch)
-    monkeypatch.setattr(main, "Evaluation", Recorder)
+    monkeypatch.setattr(evaluation, "Evaluation", Recorder)
     for checkpoint in ("best", "last"):
         config = toy_config(tmp_path, **BEST | {"evaluation.checkpoint": checkpoint})
         main.run(config, str(job.workdir.path), "eval")

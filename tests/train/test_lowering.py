@@ -10,9 +10,9 @@ from experiments.model_report import example_batch
 from klbox_jax.evaluation.evaluate import eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
-from klbox_jax.train.loop import dummy_batch
+from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
-from klbox_jax.train.step import create_state, stop_frozen, train_step
+from klbox_jax.train.step import lower_create_state, stop_frozen, train_step
 from tests.thin import random_batch, scenes_config, thin_model
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -29,7 +29,7 @@ def parts():
     )
     model = thin_model(VARIANT)
     batch = random_batch(size=2, canvas=(192, 192))
-    state = jax.eval_shape(lambda: create_state(model, optimizer, batch=dummy_batch((192, 192)), seed=0))
+    state = lower_create_state(model, optimizer, batch=dummy_batch((192, 192))).out_info
     return config, model, optimizer, schedule, state, batch
 
 

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, TrainOutputs
+from klbox_jax.train import first_state, loop
 from klbox_jax.train import job as job_module
-from klbox_jax.train import loop
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
 from tests.coco_folder import write_folder
@@ -74,7 +74,8 @@ _SHARED = {}
 
 def share_programs(monkeypatch):
     """Lets runs share what they trace; their configs differ in nothing else that goes into it."""
-    optimizer_of, step_of, state_of = loop.build_optimizer, loop.compile_train_step, loop.create_state
+    optimizer_of, step_of = loop.build_optimizer, loop.compile_train_step
+    lowered_of, state_of = first_state.lower_create_state, first_state.compile_and_create_state
 
     def shared(make, *key):
         if key not in _SHARED:
@@ -88,15 +89,17 @@ def share_programs(monkeypatch):
         key = (static["model"], id(static["optimizer"]), static["skip_nonfinite"])
         return shared(lambda: step_of(mesh, **static), *key)
 
-    def state(model, optimizer, **others):
+    def lowered(model, optimizer, **others):
+        return shared(lambda: lowered_of(model, optimizer, **others), model, id(optimizer))
+
+    def state(program, *, seed):
         # Copied, because a step takes the memory of the state that it is given.
-        return jax.tree.map(
-            jnp.copy, shared(lambda: state_of(model, optimizer, **others), model, id(optimizer))
-        )
+        return jax.tree.map(jnp.copy, shared(lambda: state_of(program, seed=seed), id(program), seed))
 
     monkeypatch.setattr(loop, "build_optimizer", optimizer)
     monkeypatch.setattr(loop, "compile_train_step", step)
-    monkeypatch.setattr(loop, "create_state", state)
+    monkeypatch.setattr(first_state, "lower_create_state", lowered)
+    monkeypatch.setattr(first_state, "compile_and_create_state", state)
 
 
 def use_toy(monkeypatch, nan_on=()):
