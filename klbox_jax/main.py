@@ -74,9 +74,6 @@ def run(
             return _export(job, settings)
 
 
-# What only one mode needs is imported there: a training starts without it.
-
-
 def _train(
     job: Job, settings: Mapping[str, PostprocessSettings], *, evaluates: bool, allow_config_change: bool
 ) -> dict[str, dict[str, Any]]:
@@ -91,6 +88,9 @@ def _train(
         evaluation = _evaluation(job, settings, preemption) if evaluates else None
         state = train(job, evaluate=evaluation, preemption=preemption)
         return evaluation(state.params, int(state.step)) if evaluates else {}
+
+
+# What only some modes need is imported there: a training starts without it.
 
 
 def _evaluation(job: Job, settings: Mapping[str, PostprocessSettings], preemption: Preemption):

@@ -58,7 +58,7 @@ Where squares could hide, by the code:
 ## With the number of devices
 
 `XLA_FLAGS=--xla_force_host_platform_device_count=N` simulates them, each with {images} images. Read off the compiled
-programs:
+programs, in which every operation takes the branch of accelerators:
 
 {devices}
 

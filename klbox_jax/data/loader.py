@@ -98,9 +98,18 @@ def train_batches(
 
 
 def blank_batch(
-    source: Source, step: StepPlan, preprocessing: Preprocessing, *, process_count: int = 1
+    source: Source,
+    step: StepPlan,
+    preprocessing: Preprocessing,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Batch:
-    """Returns a process' share of a step's batch in form, without its images: black, and not `valid`."""
+    """Returns what has the shapes of a process' share of a step's batch: black images, not `valid`; read-only.
+
+    Arguments and errors as for `train_batches`; no image is read.
+    """
+    slots = process_slice(len(step.indices), process_index=process_index, process_count=process_count)
     canvas = preprocessing.canvases[step.canvas]
     example = make_blank_example(
         source.records[step.indices[0]],
@@ -109,8 +118,7 @@ def blank_batch(
         max_gt=preprocessing.max_gt,
         mask_size=preprocessing.mask_size,
     )
-    num_images = len(step.indices) // process_count
-    return jax.tree.map(lambda x: np.broadcast_to(x, (num_images, *x.shape)), example)
+    return jax.tree.map(lambda x: np.broadcast_to(x, (slots.stop - slots.start, *x.shape)), example)
 
 
 def eval_batches(

@@ -33,7 +33,8 @@ def first_state(job: Job, optimizer, checkpoints: Checkpoints, step_fn) -> tuple
         optimizer: of `build_optimizer`.
         checkpoints: the newest sound one is the state. Without any the state is new, filled from
             `config.model.init_weights` where that is set.
-        step_fn: of `compile_train_step`. It has its program once the compilation is done.
+        step_fn: of `compile_train_step`. Once the compilation is done it has its program for the canvas of the step
+            behind the newest checkpoint; for other canvases it is compiled when they come.
 
     Returns:
         The state, on all devices, and the compilation, or None where no step is left to do.
@@ -52,9 +53,15 @@ def first_state(job: Job, optimizer, checkpoints: Checkpoints, step_fn) -> tuple
         making = pool.submit(compile_and_create_state, init, seed=job.config.seed)
     if (start or 0) < job.total_steps:
         step = job.train_plan.step(start or 0)
-        batch = blank_batch(job.train_source, step, job.preprocessing, process_count=jax.process_count())
+        batch = blank_batch(
+            job.train_source,
+            step,
+            job.preprocessing,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
         compiling = pool.submit(step_fn.lower(abstract, put_batch(batch, job.mesh)).compile)
-    # What is wrong with a checkpoint or with weights is told at once: nobody waits for the threads.
+    # What is wrong with a checkpoint or with weights is told at once. The process then ends with its threads.
     pool.shutdown(wait=False)
     if making is None:
         return checkpoints.restore(abstract), compiling

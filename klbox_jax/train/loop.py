@@ -127,13 +127,14 @@ def train(
         report = Reporter(
             job, writer=writer, progress=progress, clock=clock, skipped=int(_last(job, "train/skipped_steps"))
         )
-        if compiling:
-            compiling.result()
         pending, traces = None, 0
         for step in range(start + 1, job.total_steps + 1):
             profile.before(step)
             with clock.waiting():
                 batch = next(batches)
+            if compiling:
+                compiling.result()
+                compiling = None
             state, scalars = step_fn(state, put_batch(batch, job.mesh))
             profile.after(step, scalars)
             if step_fn._cache_size() > traces:

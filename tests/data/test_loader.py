@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from klbox_jax.data.coco import CocoSource
-from klbox_jax.data.loader import check_fits, eval_batches, train_batches
+from klbox_jax.data.loader import blank_batch, check_fits, eval_batches, train_batches
 from klbox_jax.data.masks import run_lengths
 from klbox_jax.data.plan import EvalPlan, TrainPlan
 from klbox_jax.data.source import DataError, Record
@@ -114,6 +114,25 @@ def test_processes_share_the_global_batch(process_count):
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
         _train(MemorySource(), process_count=3)
+    source = MemorySource()
+    plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=7)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        blank_batch(source, plan.step(0), PREPROCESSING, process_count=3)
+
+
+@pytest.mark.parametrize("with_stds", [False, True])
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_a_blank_batch_has_the_form_of_a_real_one(with_stds, process_count):
+    """Of each step, whose canvases differ: what is compiled for the one fits the other."""
+    source = MemorySource(with_stds=with_stds)
+    plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=7)
+    for step, batch in enumerate(_train(source, steps=7, process_count=process_count)):
+        blank = blank_batch(source, plan.step(step), PREPROCESSING, process_count=process_count)
+        assert jax.tree.structure(blank) == jax.tree.structure(batch)
+        for leaf, other in zip(jax.tree.leaves(blank), jax.tree.leaves(batch), strict=True):
+            assert (leaf.shape, leaf.dtype) == (other.shape, other.dtype)
+        assert not blank.valid.any()
+        assert not blank.gt.valid.any()
 
 
 def test_flips_and_scales_vary_and_can_be_switched_off():

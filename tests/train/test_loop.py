@@ -70,11 +70,13 @@ def test_a_run_that_was_told_to_stop_goes_on_bit_for_bit(tmp_path, monkeypatch, 
 def test_the_first_step_finds_the_program_that_was_compiled_ahead(tmp_path, monkeypatch):
     """A new run and one that goes on trace the step once; nothing is compiled when the first batch comes."""
     monkeypatch.undo()  # what is not shared is compiled
-    compiled = []
+    compiled, traced = [], []
 
     def listen(event, seconds, fun_name="", **_):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(fun_name)
+        elif event == "/jax/core/compile/jaxpr_trace_duration":
+            traced.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     put, ready = loop.put_batch, []
@@ -82,9 +84,11 @@ def test_the_first_step_finds_the_program_that_was_compiled_ahead(tmp_path, monk
     try:
         for last in (2, 4):
             compiled.clear()
+            traced.clear()
             loop.train(toy_job(tmp_path, **{"train.num_steps": last}))
             ours = [index for index, name in enumerate(compiled) if name == "jit(step)"]
             assert len(ours) == 1
+            assert traced.count("step") == 1
             assert ours[0] < ready[-2]
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
