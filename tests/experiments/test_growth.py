@@ -114,10 +114,8 @@ def test_the_training_step_reduces_its_gradients_and_nothing_else_of_size():
     mesh = make_mesh()
     state = create_state(model, optimizer, batch=dummy_batch((64, 96)), seed=0)
     step = compile_train_step(mesh, model=model, optimizer=optimizer, schedule=schedule, seed=0)
-    # Under pytest a batch takes arrays alone, and lowering would fill one with descriptions of them.
-    leaves, structure = jax.tree.flatten(put_batch(random_batch(size=4), mesh))
-    flat = jax.jit(lambda state, leaves: step(state, jax.tree.unflatten(structure, leaves)))
-    compiled = flat.lower(jax.device_put(state, replicated(mesh)), leaves).compile()
+    batch = put_batch(random_batch(size=4), mesh)
+    compiled = step.lower(jax.device_put(state, replicated(mesh)), batch).compile()
     found = collectives.find_collectives(compiled.as_text())
     reduced = [one for one in found if one.kind == "all-reduce" and not one.is_repeated]
     gradients, head = (

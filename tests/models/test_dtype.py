@@ -45,7 +45,7 @@ def training(dtype):
     )
     step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
     state = lower_create_state(model, optimizer, batch=dummy_batch((64, 96))).out_info
-    # Lowering puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
+    # Exporting puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
     leaves, structure = jax.tree.flatten((state, batch_with_masks()))
 
     def run(leaves):
@@ -79,12 +79,10 @@ def dtypes_by_primitive(jaxpr):
 def runs():
     """Losses, gradients and predictions of the same network under each dtype."""
     found = {}
-    leaves, structure = jax.tree.flatten(batch_with_masks())
     for dtype in ("float32", "bfloat16"):
         model = build_model(config_of(dtype).model, num_classes=3)
 
-        def run(key, leaves, model=model):
-            batch = jax.tree.unflatten(structure, leaves)
+        def run(key, batch, model=model):
             params = model.init(key, dummy_batch((64, 96)), key, method="train_forward")["params"]
 
             def total(params):
@@ -100,7 +98,7 @@ def runs():
             )
             return params, outputs, gradients, predictions, masks
 
-        found[dtype] = jax.jit(run)(jax.random.key(0), leaves)
+        found[dtype] = jax.jit(run)(jax.random.key(0), batch_with_masks())
     return found
 
 

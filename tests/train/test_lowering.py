@@ -34,7 +34,7 @@ def parts():
 
 
 def exported(function, *arguments):
-    # Lowering puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
+    # Exporting puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
     leaves, structure = jax.tree.flatten(arguments)
 
     def flat(leaves):
@@ -103,16 +103,14 @@ def test_a_full_scale_detector_lowers_to_convolutions_on_accelerators():
     """One step of Mask R-CNN with ResNet-50-FPN, as it is shipped; 1x1 convolutions are products on a CPU alone."""
     config = mask_rcnn_resnet50_fpn.get_config("loss=kl,voting=variance")
     model = build_model(config.model, num_classes=80)
-    leaves, structure = jax.tree.flatten(example_batch(config.data))
     key = jax.random.key(0)
 
-    def losses(params, leaves):
+    def losses(params, batch):
         params = stop_frozen(params, config.optimizer.frozen)
-        batch = jax.tree.unflatten(structure, leaves)
         return sum(model.apply({"params": params}, batch, key, method="train_forward").losses.values())
 
     params = jax.eval_shape(lambda: model.init(key, dummy_batch((64, 64)), key, method="train_forward"))
-    step = jax.jit(jax.grad(losses)).trace(params["params"], leaves)
+    step = jax.jit(jax.grad(losses)).trace(params["params"], example_batch(config.data))
     on_cpu, on_cuda, on_tpu = (
         len(POINTWISE.findall(step.lower(lowering_platforms=(platform,)).as_text())) for platform in PLATFORMS
     )
