@@ -66,6 +66,20 @@ def test_what_is_not_valid_may_hold_anything():
     np.testing.assert_array_equal(ours.scores[1], ours.scores[0])
 
 
+def test_one_image_under_several_scores():
+    """What the images of a batch share need not be batched."""
+    boxes, _, classes, valid = (jnp.asarray(array) for array in image(0, 3))
+    scores = jnp.stack([image(seed, 3)[1] for seed in range(3)])
+    pick = functools.partial(pick_in_rounds, **OPTIONS, max_outputs=9)
+    found = jax.jit(jax.vmap(pick, in_axes=(None, 0, None, None)))(boxes, scores, classes, valid)
+    for row, its_scores in enumerate(scores):
+        alone = jax.tree.map(lambda leaf, row=row: leaf[row], found)
+        plain = pick_sequentially(boxes, its_scores, classes, valid, **OPTIONS, max_outputs=9)
+        np.testing.assert_array_equal(alone.indices, plain.indices)
+        np.testing.assert_array_equal(alone.turns, plain.turns)
+        np.testing.assert_allclose(alone.scores, plain.scores, rtol=1e-5)
+
+
 def test_gradients_are_those_of_the_plain_loop():
     boxes, scores, classes, valid = (jnp.asarray(array) for array in image(1, 3))
 
