@@ -205,7 +205,7 @@ def export() -> dict:
     )
 
 
-def box_loss_settings() -> dict:
+def box_loss_settings(*, ramp_steps: int = 0) -> dict:
     """The numbers of `BoxLoss`; each concerns the losses that its comment names, and no other."""
     return dict(
         log_var_clamp=(-7.0, 7.0),  # all losses with variances
@@ -214,7 +214,7 @@ def box_loss_settings() -> dict:
         num_samples=100,  # energy_score
         label_noise="data",  # lasernet_kl, gaussian_kl: data, pixels or size
         label_noise_value=1.0,  # the same: pixels, or a share of the box's sides
-        ramp_steps=0,  # all losses with variances
+        ramp_steps=ramp_steps,  # all losses with variances
     )
 
 

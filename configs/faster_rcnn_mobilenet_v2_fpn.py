@@ -1,11 +1,11 @@
-"""Faster R-CNN with MobileNetV2-FPN (strides 8 to 64), for photographs on a laptop.
+"""Faster R-CNN with MobileNetV2-FPN (strides 4 to 64), for photographs on a laptop.
 
     python -m klbox_jax.main --config=configs/faster_rcnn_mobilenet_v2_fpn.py:data=coco \
         --config.data.root=path/to/aquarium --config.model.init_weights=path/to/mobilenet_v2.pth \
         --workdir=runs/aquarium_kl --mode=train_and_eval
 
-Measured on the Aquarium photographs, mean of seeds 0 to 2, 25 minutes of training on one CPU core: AP 26.7, AP80 12.5;
-`loss=smooth_l1,suppression=hard`: AP 25.7, AP80 11.3. The backbone starts from torchvision's ImageNet weights.
+Measured on the Aquarium photographs, mean of seeds 0 and 1, 28 minutes of training on one CPU core: AP 28.1, AP80 12.4;
+`loss=smooth_l1,suppression=hard`: AP 26.0, AP80 9.4. The backbone starts from torchvision's ImageNet weights.
 `data=coco` reads a folder in COCO's layout.
 """
 
@@ -30,26 +30,28 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         canvases=((320, 448), (448, 320), (384, 384)),
         max_gt=64,
         flip=True,
-        scale_jitter=(1.0, 1.0),
+        # A few hundred photographs are soon known by heart, and sigma is then that of the training images.
+        scale_jitter=(0.6, 1.0),
         num_threads=2,
         on_bad_record="stop",  # or skip: images that are at fault or unreadable
     )
     config.model = dict(
         box_loss=variant["loss"],
-        box_loss_settings=common.box_loss_settings(),
+        # Until the learning rate first falls: the mean learns as under smooth L1 while sigma is not worth much yet.
+        box_loss_settings=common.box_loss_settings(ramp_steps=684),
         dtype="float32",  # of the activations, or "bfloat16"
         init_weights="",
         init_partial=False,
         backbone=dict(name="mobilenet_v2"),
-        fpn=dict(features=128, levels=(3, 4, 5), extra_levels=1),
+        fpn=dict(features=64, levels=(2, 3, 4, 5), extra_levels=1),
         rpn=dict(
-            features=128,
+            features=64,
             levels=(3, 4, 5, 6),
             anchor_sizes=((16.0, 23.0), (32.0, 45.0), (64.0, 90.0), (128.0, 256.0)),
             aspect_ratios=(0.5, 1.0, 2.0),
             pre_nms_topk=(400, 500),
             post_nms_topk=(512, 512),
-            nms_threshold=0.7,
+            nms_threshold=0.85,  # more candidates to vote with, as on the scenes
             iou_thresholds=(0.3, 0.7),
             batch_size_per_image=256,
             positive_fraction=0.5,
@@ -64,21 +66,21 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         ),
         box_pooler=dict(
             method="align",
-            levels=(3, 4, 5, 6),
+            levels=(2, 3, 4, 5),
             resolution=7,
             sampling_ratio=2,
             canonical_box_size=112.0,
-            canonical_level=5,
+            canonical_level=4,
         ),
         box_head=dict(name="two_mlp", features=512),
         mask_head=common.mask_head(enabled=False),
         mask_pooler=dict(
             method="align",
-            levels=(3, 4, 5, 6),
+            levels=(2, 3, 4, 5),
             resolution=14,
             sampling_ratio=2,
             canonical_box_size=112.0,
-            canonical_level=5,
+            canonical_level=4,
         ),
         iou_head=common.iou_head(
             enabled=variant["iou_head"],
@@ -102,7 +104,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         # The stages of stride 2 and 4 keep their ImageNet weights, as torchvision's detectors do.
         frozen=("backbone/stem", "backbone/block_1", "backbone/block_2", "backbone/block_3"),
     )
-    config.train = common.train(batch_size=8, num_epochs=12.0, save_every=56, log_every=10)
+    config.train = common.train(batch_size=8, num_epochs=16.0, save_every=56, log_every=10)
     config.evaluation = common.evaluation(batch_size=8)
     config.predict = common.predict()
     config.calibrate = common.calibrate()

@@ -50,7 +50,7 @@ VARIANCE_LOSSES = (
 # `kl_piecewise` is the same function as `kl`, so it has no network of its own.
 NETWORKS = ("smooth_l1", "l1", *VARIANCE_LOSSES, "iou_net")
 REPEATED = ("smooth_l1", "kl", "gaussian_nll", "lasernet_kl", "energy_score", "iou_net")
-NUM_EPOCHS = {"mini": 3.0, "aquarium": 12.0}
+NUM_EPOCHS = {"mini": 3.0, "aquarium": 16.0}
 METRICS = ("AP", "AP50", "AP75", "AP90")
 UNCERTAINTY = ("NLL", "coverage_1sigma", "spearman_sigma_error")
 
