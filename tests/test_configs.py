@@ -4,6 +4,7 @@ import itertools
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -94,7 +95,8 @@ def test_the_network_of_a_family_runs_on_its_canvases(family):
     model = build_model(config.model, num_classes=4)
     batch = dummy_batch(config.data.canvases[0])
     key = jax.random.key(0)
-    params = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))
+    step = jnp.zeros((), jnp.int32)
+    params = jax.eval_shape(lambda: model.init(key, batch, key, step, method="train_forward"))
     for canvas in config.data.canvases[:2]:
         boxes = jax.eval_shape(
             lambda params, batch: model.apply(params, batch, method="predict").proposals.boxes,

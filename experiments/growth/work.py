@@ -36,8 +36,8 @@ def trained_bytes(config: ml_collections.ConfigDict, *, classes: int) -> int:
     leaves, structure = jax.tree.flatten(model_report.example_batch(config.data))
 
     def init(leaves):
-        key = jax.random.key(0)
-        return model.init(key, jax.tree.unflatten(structure, leaves), key, method="train_forward")["params"]
+        batch = jax.tree.unflatten(structure, leaves)
+        return model.init(jax.random.key(0), batch, method="every_head")["params"]
 
     params = jax.eval_shape(init, leaves)
     labels = label_frozen(config.optimizer.frozen)(params)

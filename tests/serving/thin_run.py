@@ -24,7 +24,7 @@ def write_run(path, config, *, steps=(3,), categories=CATEGORIES):
     write_json(workdir.classes, {"names": names, "category_ids": ids})
     model = build_model(config.model, num_classes=len(categories))
     batch = dummy_batch(config.data.canvases[0])
-    init = jax.jit(lambda key: model.init(key, batch, key, method="train_forward")["params"])
+    init = jax.jit(lambda key: model.init(key, batch, method="every_head")["params"])
     with Checkpoints(workdir.checkpoints, max_to_keep=len(steps)) as checkpoints:
         for step in steps:
             state = TrainState(
