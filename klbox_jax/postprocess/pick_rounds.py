@@ -90,7 +90,7 @@ def _run_rounds(boxes, waiting, classes, *, decay, min_score, max_outputs) -> tu
     """Returns the score at which each box was picked, and the pick that removed it: -inf and N where there was none.
 
     The images of a batch go through their rounds together, until none of them needs another. Under the plain rule of
-    `vmap` a loop keeps each image's state as it was, to fall back on: an eighth of the time of soft-NMS and voting for
+    `vmap` a loop keeps each image's state as it was, to fall back on: a tenth of the time of soft-NMS and voting for
     one image on a CPU. There is no need to: what an image picks after its last round scores less than its
     `max_outputs` best, and a box that such a pick removes waits to the end as well as one that none does.
     """
