@@ -127,7 +127,7 @@ def paper_table_markdown(
     for name, row in by_name.items():
         baseline = by_name.get(_baseline_name(name), {})
         cells = [_gain(row.get(metric), baseline.get(metric)) for metric in metrics]
-        gains.append([name, *cells, *_paper_cells(name, paper, headlines)])
+        gains.append([name, *cells, *paper_cells(name, paper, headlines)])
     paper_columns = [f"paper's {kind}{metric}" for metric in headlines for kind in ("", "gain in ")]
     parts = [
         "\n".join(f"- {key}: {value}" for key, value in meta.items()),
@@ -155,6 +155,18 @@ def meanings(marks: Sequence[str]) -> str:
     return "\n\n".join(text for mark, text in _MEANINGS.items() if mark in marks)
 
 
+def paper_cells(name: str, paper: Mapping[str, Mapping[str, Cell]], headlines: Sequence[str]) -> list[str]:
+    """The paper's number and its gain for each metric; a gain is as sure as the less sure of its two numbers."""
+    order, cells = list(_MARKS), []
+    for metric in headlines:
+        value, mark = paper.get(name, {}).get(metric, (None, "read"))
+        base, base_mark = paper.get(_baseline_name(name), {}).get(metric, (None, "read"))
+        cells.append(_MISSING if value is None else marked(f"{value:.1f}", mark))
+        gain = _gain(value, base)
+        cells.append(gain if gain == _MISSING else marked(gain, max(mark, base_mark, key=order.index)))
+    return cells
+
+
 def _number(value: float | int | None, form: str) -> str:
     return _MISSING if value is None else form.format(value)
 
@@ -172,18 +184,6 @@ def _baseline_name(name: str) -> str:
 
 def _has(paper: Mapping[str, Mapping[str, Cell]], name: str, metric: str) -> bool:
     return metric in paper.get(name, {})
-
-
-def _paper_cells(name: str, paper: Mapping[str, Mapping[str, Cell]], headlines: Sequence[str]) -> list[str]:
-    """The paper's numbers and their gains; a gain is as sure as the less sure of its two numbers."""
-    order, cells = list(_MARKS), []
-    for metric in headlines:
-        value, mark = paper.get(name, {}).get(metric, (None, "read"))
-        base, base_mark = paper.get(_baseline_name(name), {}).get(metric, (None, "read"))
-        cells.append(_MISSING if value is None else marked(f"{value:.1f}", mark))
-        gain = _gain(value, base)
-        cells.append(gain if gain == _MISSING else marked(gain, max(mark, base_mark, key=order.index)))
-    return cells
 
 
 def _whole_paper(paper: Mapping[str, Mapping[str, Cell]]) -> str:

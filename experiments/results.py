@@ -1,0 +1,393 @@
+"""The tables of README.md and docs/results.md, from the numbers in docs/results.
+
+    python -m experiments.results            # writes them anew
+    python -m experiments.results --check    # ends with an error where a document says something else
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`, where NAME is a key of `TABLES`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments.seeds import interval_text, student_interval
+from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.report.paper import PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PAPER_TABLE4, PAPER_TABLE5, Cell
+from klbox_jax.report.tables import METRICS, markdown_table, marked, paper_cells
+from klbox_jax.train.workdir import read_json, write_atomically
+
+_CHECK = flags.DEFINE_bool("check", False, "Write nothing; say which document is not what the numbers say.")
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md")
+_MARKED = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n.*?<!-- /table -->", re.DOTALL)
+
+# What makes the cell of a line from the line's key.
+Column = Callable[[Any], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a document.
+
+    Attributes:
+        title: heading of the first column.
+        lines: the text of the first column by the line's key, which is the name of a row or a pair of them.
+        columns: heading of each further column, and what makes its cells.
+    """
+
+    title: str
+    lines: Mapping[Any, str]
+    columns: Sequence[tuple[str, Column]]
+
+    def __call__(self) -> str:
+        """Returns the table in Markdown."""
+        headings = [heading for heading, _ in self.columns]
+        cells = [[text, *(cell(key) for _, cell in self.columns)] for key, text in self.lines.items()]
+        return markdown_table([self.title, *headings], cells)
+
+
+@functools.cache
+def read(file: str) -> dict[str, Any]:
+    """Returns a JSON file of docs/results."""
+    return read_json(RESULTS / file)
+
+
+def row_of(file: str, name: str) -> dict[str, Any]:
+    """Returns the row of a name; an empty one where there is none."""
+    return next((row for row in read(file)["rows"] if row["name"] == name), {})
+
+
+def value(file: str, metric: str, form: str = ".1f") -> Column:
+    """The number of a row."""
+
+    def cell(name: str) -> str:
+        number = row_of(file, name).get(metric)
+        return "-" if number is None else format(number, form)
+
+    return cell
+
+
+def mean_and_std(file: str, metric: str) -> Column:
+    """The mean of a row over the seeds, and its standard deviation."""
+
+    def cell(name: str) -> str:
+        row = row_of(file, name)
+        return f"{row[metric]:.1f} ± {row['std'][metric]:.1f}"
+
+    return cell
+
+
+def across(metric: str, name: str) -> Column:
+    """The number of one row, where each line is another file."""
+    return lambda file: value(file, metric)(name)
+
+
+def gain(file: str, metric: str) -> Column:
+    """The number of a row less that of its baseline; nothing for the baseline itself."""
+
+    def cell(name: str) -> str:
+        head, slash, row = name.rpartition("/")
+        base = row_of(file, f"{head}{slash}baseline")[metric]
+        return "" if row == "baseline" else f"{round(row_of(file, name)[metric] - base, 1) + 0.0:+.1f}"
+
+    return cell
+
+
+def difference(file: str, metric: str, part: str) -> Column:
+    """Of a pair of rows, the `mean` difference, its `by_seed`, or its interval over `seeds` or `images`."""
+
+    def cell(pair: tuple[str, str]) -> str:
+        found = {(one["row"], one["base"], one["metric"]): one for one in read(file)["differences"]}
+        if (*pair, metric) not in found:
+            raise ValueError(f"{RESULTS / file} has no difference of {pair[0]} and {pair[1]} in {metric}")
+        one = found[*pair, metric]
+        if part == "mean":
+            return f"{one['mean']:+.2f}"
+        if part == "by_seed":
+            return " ".join(f"{number:+.2f}" for number in one["by_seed"])
+        return interval_text(one[f"interval_{part}"])
+
+    return cell
+
+
+def method_difference(part: str, metric: str = "AP90") -> Column:
+    """Of a pair of methods the same, over the seeds that have both.
+
+    A method is a row by its name, or a loss by that of its rows which has the highest AP with this seed.
+    """
+
+    def numbers(method: str) -> dict[int, float]:
+        rows = read("methods_mini/table.json")["rows"]
+        of_method = [row for row in rows if method in (row["name"], row["loss"])]
+        # The later of two rows stays.
+        return {row["seed"]: row[metric] for row in sorted(of_method, key=lambda row: row["AP"])}
+
+    def cell(pair: tuple[str, str]) -> str:
+        ours, base = map(numbers, pair)
+        by_seed = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
+        if part == "mean":
+            return f"{np.mean(by_seed):+.2f}"
+        if part == "by_seed":
+            return " ".join(f"{number:+.2f}" for number in by_seed)
+        return interval_text(student_interval(by_seed))
+
+    return cell
+
+
+def paper_value(cells: Mapping[str, Cell]) -> Column:
+    """The paper's number, with the mark of how it is known."""
+    return lambda name: marked(f"{cells[name][0]:.1f}", cells[name][1])
+
+
+def paper_gain(table: Mapping[str, Mapping[str, Cell]]) -> Column:
+    """What the paper's row gains in AP over its baseline; nothing for the baseline itself."""
+    return lambda name: "" if name.endswith("baseline") else paper_cells(name, table, ["AP"])[1]
+
+
+def paper_ratio(name: str) -> str:
+    """The paper's milliseconds over those of its baseline."""
+    milliseconds, mark = PAPER_TABLE4.get(name, (None, ""))
+    return "-" if milliseconds is None else marked(f"{milliseconds / PAPER_TABLE4['baseline'][0]:.2f}", mark)
+
+
+def copied(file: str) -> Callable[[], str]:
+    """A Markdown file of docs/results, as it is."""
+    return lambda: (RESULTS / file).read_text(encoding="utf-8").strip()
+
+
+FULL = "kl_voting_soft_nms"
+ROWS = {
+    "baseline": "smooth-L1",
+    "soft_nms": "smooth-L1 + soft-NMS",
+    "kl": "KL Loss",
+    "kl_voting": "KL Loss + voting",
+    "kl_soft_nms": "KL Loss + soft-NMS",
+    FULL: "KL Loss + voting + soft-NMS",
+}
+PAIRS = {
+    ("soft_nms", "baseline"): "soft-NMS",
+    ("kl", "baseline"): "KL Loss",
+    ("kl_voting", "kl"): "voting, over KL Loss",
+    (FULL, "kl_soft_nms"): "voting, over KL Loss + soft-NMS",
+    (FULL, "baseline"): "everything, over smooth-L1",
+}
+BEYOND_ROWS = {
+    FULL: "the paper's best row",
+    "ours": "`ours`",
+    "flip": "the paper's best row, mirrored too",
+    "ours_flip": "`ours_flip`",
+}
+BEYOND_PAIRS = {
+    ("ours", FULL): "`ours`, over the paper's best row",
+    ("ours_flip", FULL): "`ours_flip`, over the paper's best row",
+    ("ours_flip", "flip"): "`ours_flip`, over the paper's best row, mirrored too",
+}
+METHOD_PAIRS = {
+    ("kl", "smooth_l1"): "KL Loss over smooth-L1, best rows",
+    ("gaussian_nll", "smooth_l1"): "Gaussian likelihood over smooth-L1, best rows",
+    ("lasernet_kl", "smooth_l1"): "LaserNet KL over smooth-L1, best rows",
+    ("energy_score", "smooth_l1"): "energy score over smooth-L1, best rows",
+    ("iou_net-hard-none", "smooth_l1-hard-none"): "IoU head, unused, over smooth-L1",
+    ("iou_net-iou_guided-none", "iou_net-hard-none"): "+ IoU-guided NMS",
+    ("iou_net-iou_guided-none-refined", "iou_net-iou_guided-none"): "+ refinement",
+}
+
+
+def seeds_table(title: str, file: str, metrics: Sequence[str] = METRICS) -> Table:
+    """Table 1 over several seeds: means and standard deviations."""
+    return Table(title, ROWS, [(metric, mean_and_std(file, metric)) for metric in metrics])
+
+
+def seeds_summary(title: str, file: str, metrics: Sequence[str], *further: tuple[str, Column]) -> Table:
+    """Table 1 over several seeds for a reader in a hurry: a standard deviation for AP alone."""
+    plain = [(metric, value(file, metric)) for metric in metrics]
+    return Table(title, ROWS, [("AP", mean_and_std(file, "AP")), *plain, *further])
+
+
+def differences_table(
+    file: str, *, lines: Mapping = PAIRS, whole: Sequence[str], means: Sequence[str]
+) -> Table:
+    """Paired differences: of some metrics with their intervals, of others the mean alone."""
+    columns = [
+        (heading, difference(file, metric, part))
+        for metric in whole
+        for heading, part in ((metric, "mean"), ("over seeds", "seeds"), ("over images", "images"))
+    ]
+    return Table(
+        "difference", lines, columns + [(metric, difference(file, metric, "mean")) for metric in means]
+    )
+
+
+def beyond_table(file: str) -> Table:
+    """The rows beyond the paper: means and standard deviations."""
+    metrics = ("AP", "AP50", "AP75", "AP80", "AP90")
+    return Table("row", BEYOND_ROWS, [(metric, mean_and_std(file, metric)) for metric in metrics])
+
+
+SCENES, AQUARIUM, OLDER = (
+    f"{name}/table.json" for name in ("table1_mini_seeds", "table1_aquarium", "table1_aquarium_stride8")
+)
+TABLES: Mapping[str, Callable[[], str]] = {
+    "scenes in short": seeds_summary(
+        "embedded scenes",
+        SCENES,
+        ("AP50", "AP75", "AP80", "AP90"),
+        ("paper's AP", paper_value(PAPER_TABLE1)),
+    ),
+    "Aquarium in short": seeds_summary("Aquarium, photographs", AQUARIUM, METRICS[1:]),
+    "Table 1, one seed": copied("table1_mini/table.md"),
+    "Table 1, five seeds": seeds_table("row", SCENES, ("AP", "AP50", "AP75", "AP80", "AP90")),
+    "Table 1, differences": differences_table(SCENES, whole=("AP",), means=("AP50", "AP80", "AP90")),
+    "beyond, scenes": beyond_table("beyond_mini/beyond.json"),
+    "beyond, scenes, differences": differences_table(
+        "beyond_mini/beyond.json", lines=BEYOND_PAIRS, whole=("AP",), means=("AP80", "AP90")
+    ),
+    "label noise": Table(
+        "label noise",
+        {
+            "table1_mini_noise0/table.json": "none",
+            "table1_mini/table.json": "as always",
+            "table1_mini_noise2/table.json": "twice that",
+        },
+        [
+            column
+            for metric in ("AP", "AP50", "AP90")
+            for column in (
+                (f"baseline {metric}", across(metric, "baseline")),
+                (f"full row {metric}", across(metric, FULL)),
+                ("gain", lambda file, metric=metric: gain(file, metric)(FULL)),
+            )
+        ],
+    ),
+    "Aquarium": seeds_table("Aquarium, validation", AQUARIUM),
+    "Aquarium, differences": differences_table(AQUARIUM, whole=("AP", "AP80"), means=("AP50", "AP90")),
+    "Aquarium, by seed": Table(
+        "difference",
+        PAIRS,
+        [(f"{metric}, by seed", difference(AQUARIUM, metric, "by_seed")) for metric in ("AP", "AP80")],
+    ),
+    "beyond, Aquarium": beyond_table("beyond_aquarium/beyond.json"),
+    "beyond, Aquarium, differences": differences_table(
+        "beyond_aquarium/beyond.json", lines=BEYOND_PAIRS, whole=("AP",), means=("AP80", "AP90")
+    ),
+    "Aquarium, stride 8": seeds_table("Aquarium, validation", OLDER),
+    "Aquarium, stride 8, differences": differences_table(OLDER, whole=("AP", "AP80"), means=("AP90",)),
+    "beyond, stride 8": differences_table(
+        "beyond_aquarium_stride8/beyond.json",
+        lines={pair: text for pair, text in BEYOND_PAIRS.items() if pair[1] == FULL},
+        whole=("AP",),
+        means=(),
+    ),
+    "methods": Table(
+        "difference in AP90",
+        METHOD_PAIRS,
+        [
+            ("by seed", method_difference("by_seed")),
+            ("mean", method_difference("mean")),
+            ("over seeds", method_difference("seeds")),
+        ],
+    ),
+    "Tables 5 and 6": Table(
+        "row",
+        {
+            "baseline": "smooth-L1",
+            "soft_nms": "smooth-L1 + soft-NMS",
+            "iou_net": "IoU-Net (guided NMS + refinement)",
+            "kl": "KL Loss",
+            "kl_voting": "KL Loss + voting",
+            FULL: "KL Loss + voting + soft-NMS",
+        },
+        [
+            *((metric, value("table5_mini/table.json", metric)) for metric in ("AP", "AP50", "AP75", "AP90")),
+            ("AP_voc", value("table6_mini/table.json", "AP_voc")),
+            ("gain in AP", gain("table5_mini/table.json", "AP")),
+            ("paper's gain, Table 5", paper_gain(PAPER_TABLE5)),
+        ],
+    ),
+    "Table 2": Table(
+        "Table 2",
+        {
+            "baseline": "smooth-L1",
+            "box_voting": "MR-CNN box voting",
+            "soft_nms": "soft-NMS",
+            "iou_net": "IoU-guided NMS + refinement",
+            "kl": "KL Loss",
+            "kl_voting": "KL Loss + voting",
+            FULL: "KL Loss + voting + soft-NMS",
+        },
+        [
+            *((metric, value("table2_mini/table.json", metric)) for metric in ("AP", "AP50", "AP80", "AP90")),
+            ("mask AP", value("table2_mini/table.json", "mask_AP")),
+            ("gain in AP", gain("table2_mini/table.json", "AP")),
+            ("paper's gain", paper_gain(PAPER_TABLE2)),
+        ],
+    ),
+    "Table 3": Table(
+        "Table 3: KL Loss over smooth-L1, hard NMS",
+        {
+            "conv5/kl": "two layers on one level, for the conv5 head",
+            "2mlp/kl": "two layers on three levels",
+            "2mlp_mask/kl": "the same with a mask head",
+        },
+        [
+            *((metric, gain("table3_mini/table.json", metric)) for metric in ("AP", "AP90")),
+            ("paper's AP", paper_gain(PAPER_TABLE3)),
+        ],
+    ),
+    "Table 4": Table(
+        "row",
+        {
+            "baseline": "smooth-L1, hard NMS",
+            "kl_voting": "KL Loss, hard NMS + voting",
+            FULL: "KL Loss, soft-NMS + voting",
+        },
+        [
+            ("ms an image", value("table4_mini/table.json", "ms", ".2f")),
+            ("ratio", value("table4_mini/table.json", "ratio", ".3f")),
+            ("paper's ratio", paper_ratio),
+        ],
+    ),
+}
+
+
+def fill(text: str) -> str:
+    """Returns a document with its marked tables made anew.
+
+    Raises:
+        ValueError: there is no table of a name.
+    """
+
+    def table(found: re.Match) -> str:
+        name = found["name"]
+        if name not in TABLES:
+            raise ValueError(f"no table is named {name!r}; there are {sorted(TABLES)}")
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- /table -->"
+
+    return _MARKED.sub(table, text)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the documents, or checks them."""
+    del argv
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled == text:
+            continue
+        if _CHECK.value:
+            raise ValueError(f"{document} is not what docs/results says; run python -m experiments.results")
+        write_atomically(document, filled)
+        print(document)
+
+
+if __name__ == "__main__":
+    set_up_logging()
+    app.run(exit_with_one_line(main), flags_parser=parse_flags)
