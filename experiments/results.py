@@ -6,162 +6,36 @@
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`, where NAME is a key of `TABLES`.
 """
 
-import dataclasses
-import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 from absl import app, flags
 
-from experiments.seeds import interval_text, student_interval
+from experiments.cells import (
+    Column,
+    Table,
+    across,
+    copied,
+    difference,
+    gain,
+    mean_and_std,
+    method_difference,
+    paper_gain,
+    paper_ratio,
+    paper_value,
+    value,
+)
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
-from klbox_jax.report.paper import PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PAPER_TABLE4, PAPER_TABLE5, Cell
-from klbox_jax.report.tables import METRICS, markdown_table, marked, paper_cells
-from klbox_jax.train.workdir import read_json, write_atomically
+from klbox_jax.report.paper import PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PAPER_TABLE5
+from klbox_jax.report.tables import METRICS
+from klbox_jax.train.workdir import write_atomically
 
 _CHECK = flags.DEFINE_bool("check", False, "Write nothing; say which document is not what the numbers say.")
 
 ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "docs/results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs/results.md")
-_MARKED = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n.*?<!-- /table -->", re.DOTALL)
-
-# What makes the cell of a line from the line's key.
-Column = Callable[[Any], str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of a document.
-
-    Attributes:
-        title: heading of the first column.
-        lines: the text of the first column by the line's key, which is the name of a row or a pair of them.
-        columns: heading of each further column, and what makes its cells.
-    """
-
-    title: str
-    lines: Mapping[Any, str]
-    columns: Sequence[tuple[str, Column]]
-
-    def __call__(self) -> str:
-        """Returns the table in Markdown."""
-        headings = [heading for heading, _ in self.columns]
-        cells = [[text, *(cell(key) for _, cell in self.columns)] for key, text in self.lines.items()]
-        return markdown_table([self.title, *headings], cells)
-
-
-@functools.cache
-def read(file: str) -> dict[str, Any]:
-    """Returns a JSON file of docs/results."""
-    return read_json(RESULTS / file)
-
-
-def row_of(file: str, name: str) -> dict[str, Any]:
-    """Returns the row of a name; an empty one where there is none."""
-    return next((row for row in read(file)["rows"] if row["name"] == name), {})
-
-
-def value(file: str, metric: str, form: str = ".1f") -> Column:
-    """The number of a row."""
-
-    def cell(name: str) -> str:
-        number = row_of(file, name).get(metric)
-        return "-" if number is None else format(number, form)
-
-    return cell
-
-
-def mean_and_std(file: str, metric: str) -> Column:
-    """The mean of a row over the seeds, and its standard deviation."""
-
-    def cell(name: str) -> str:
-        row = row_of(file, name)
-        return f"{row[metric]:.1f} ± {row['std'][metric]:.1f}"
-
-    return cell
-
-
-def across(metric: str, name: str) -> Column:
-    """The number of one row, where each line is another file."""
-    return lambda file: value(file, metric)(name)
-
-
-def gain(file: str, metric: str) -> Column:
-    """The number of a row less that of its baseline; nothing for the baseline itself."""
-
-    def cell(name: str) -> str:
-        head, slash, row = name.rpartition("/")
-        base = row_of(file, f"{head}{slash}baseline")[metric]
-        return "" if row == "baseline" else f"{round(row_of(file, name)[metric] - base, 1) + 0.0:+.1f}"
-
-    return cell
-
-
-def difference(file: str, metric: str, part: str) -> Column:
-    """Of a pair of rows, the `mean` difference, its `by_seed`, or its interval over `seeds` or `images`."""
-
-    def cell(pair: tuple[str, str]) -> str:
-        found = {(one["row"], one["base"], one["metric"]): one for one in read(file)["differences"]}
-        if (*pair, metric) not in found:
-            raise ValueError(f"{RESULTS / file} has no difference of {pair[0]} and {pair[1]} in {metric}")
-        one = found[*pair, metric]
-        if part == "mean":
-            return f"{one['mean']:+.2f}"
-        if part == "by_seed":
-            return " ".join(f"{number:+.2f}" for number in one["by_seed"])
-        return interval_text(one[f"interval_{part}"])
-
-    return cell
-
-
-def method_difference(part: str, metric: str = "AP90") -> Column:
-    """Of a pair of methods the same, over the seeds that have both.
-
-    A method is a row by its name, or a loss by that of its rows which has the highest AP with this seed.
-    """
-
-    def numbers(method: str) -> dict[int, float]:
-        rows = read("methods_mini/table.json")["rows"]
-        of_method = [row for row in rows if method in (row["name"], row["loss"])]
-        # The later of two rows stays.
-        return {row["seed"]: row[metric] for row in sorted(of_method, key=lambda row: row["AP"])}
-
-    def cell(pair: tuple[str, str]) -> str:
-        ours, base = map(numbers, pair)
-        by_seed = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
-        if part == "mean":
-            return f"{np.mean(by_seed):+.2f}"
-        if part == "by_seed":
-            return " ".join(f"{number:+.2f}" for number in by_seed)
-        return interval_text(student_interval(by_seed))
-
-    return cell
-
-
-def paper_value(cells: Mapping[str, Cell]) -> Column:
-    """The paper's number, with the mark of how it is known."""
-    return lambda name: marked(f"{cells[name][0]:.1f}", cells[name][1])
-
-
-def paper_gain(table: Mapping[str, Mapping[str, Cell]]) -> Column:
-    """What the paper's row gains in AP over its baseline; nothing for the baseline itself."""
-    return lambda name: "" if name.endswith("baseline") else paper_cells(name, table, ["AP"])[1]
-
-
-def paper_ratio(name: str) -> str:
-    """The paper's milliseconds over those of its baseline."""
-    milliseconds, mark = PAPER_TABLE4.get(name, (None, ""))
-    return "-" if milliseconds is None else marked(f"{milliseconds / PAPER_TABLE4['baseline'][0]:.2f}", mark)
-
-
-def copied(file: str) -> Callable[[], str]:
-    """A Markdown file of docs/results, as it is."""
-    return lambda: (RESULTS / file).read_text(encoding="utf-8").strip()
-
+MARKED = re.compile(r"<!-- table: (?P<name>[^>]*?) -->\n.*?<!-- /table -->", re.DOTALL)
 
 FULL = "kl_voting_soft_nms"
 ROWS = {
@@ -371,7 +245,7 @@ def fill(text: str) -> str:
             raise ValueError(f"no table is named {name!r}; there are {sorted(TABLES)}")
         return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- /table -->"
 
-    return _MARKED.sub(table, text)
+    return MARKED.sub(table, text)
 
 
 def main(argv: list[str]) -> None:
