@@ -93,18 +93,13 @@ def difference(file: str, metric: str, part: str) -> Column:
         found = {(one["row"], one["base"], one["metric"]): one for one in read(file)["differences"]}
         if (*pair, metric) not in found:
             raise ValueError(f"{RESULTS / file} has no difference of {pair[0]} and {pair[1]} in {metric}")
-        one = found[*pair, metric]
-        if part == "mean":
-            return f"{one['mean']:+.2f}"
-        if part == "by_seed":
-            return " ".join(f"{number:+.2f}" for number in one["by_seed"])
-        return interval_text(one[f"interval_{part}"])
+        return _difference_text(found[*pair, metric], part)
 
     return cell
 
 
 def method_difference(part: str, metric: str = "AP90") -> Column:
-    """Of a pair of methods the same, over the seeds that have both.
+    """Of a pair of methods the same but for images, over the seeds that have both.
 
     A method is a row by its name, or a loss by that of its rows which has the highest AP with this seed.
     """
@@ -118,13 +113,18 @@ def method_difference(part: str, metric: str = "AP90") -> Column:
     def cell(pair: tuple[str, str]) -> str:
         ours, base = map(numbers, pair)
         by_seed = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
-        if part == "mean":
-            return f"{np.mean(by_seed):+.2f}"
-        if part == "by_seed":
-            return " ".join(f"{number:+.2f}" for number in by_seed)
-        return interval_text(student_interval(by_seed))
+        one = {"by_seed": by_seed, "mean": np.mean(by_seed), "interval_seeds": student_interval(by_seed)}
+        return _difference_text(one, part)
 
     return cell
+
+
+def _difference_text(one: Mapping[str, Any], part: str) -> str:
+    if part == "mean":
+        return f"{one['mean']:+.2f}"
+    if part == "by_seed":
+        return " ".join(f"{number:+.2f}" for number in one["by_seed"])
+    return interval_text(one[f"interval_{part}"])
 
 
 def paper_value(cells: Mapping[str, Cell]) -> Column:
