@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    result = first_result(output / "growth.json", chosen)
+    result = first_result(output / "growth.json", chosen, quick=_QUICK.value)
     fields = [axis.field for axis in AXES]
     for axis in AXES:
         for kind in programs.STEPS if axis.field in chosen else ():
@@ -83,23 +83,23 @@ def choose(only: list[str]) -> set[str]:
     return set(only or known)
 
 
-def first_result(path: pathlib.Path, chosen: set[str]) -> dict[str, Any]:
+def first_result(path: pathlib.Path, chosen: set[str], *, quick: bool) -> dict[str, Any]:
     """Returns what growth.json holds of an earlier call, without the chosen parts: these are measured now.
 
-    Of other versions, or of a quick trial where this is none, nothing is kept.
+    Raises:
+        ValueError: parts that are not chosen were measured otherwise, and would be lost or stand beside new ones.
     """
-    result = {
-        "quick": _QUICK.value,
-        "meta": meta_text(_QUICK.value),
-        "versions": current_versions(),
-        "axes": [],
-        "devices": [],
-    }
-    old = read_json(path) if path.exists() else {}
-    if all(old.get(name) == result[name] for name in ("quick", "meta", "versions")):
-        result["axes"] = [record for record in old["axes"] if record["field"] not in chosen]
-        result["devices"] = [] if "devices" in chosen else old["devices"]
-    return result
+    now = {"quick": quick, "meta": meta_text(quick), "versions": current_versions()}
+    old = read_json(path) if path.exists() else {"axes": [], "devices": []}
+    axes = [record for record in old["axes"] if record["field"] not in chosen]
+    devices = [] if "devices" in chosen else old["devices"]
+    changed = [name for name, value in now.items() if old.get(name) != value]
+    if (axes or devices) and changed:
+        raise ValueError(
+            f"{path} holds parts of another {', '.join(changed)}: it has "
+            f"{', '.join(str(old.get(name)) for name in changed)}; measure all parts, or give another --output"
+        )
+    return now | {"axes": axes, "devices": devices}
 
 
 def measure_axis(axis: Axis, kind: str, *, quick: bool) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> None:
 def meta_text(quick: bool) -> str:
     """Returns the sentence that says how the numbers came about."""
     cores = len(os.sched_getaffinity(0))
-    malloc = [f"`{name}={value}`" for name, value in os.environ.items() if name.startswith("MALLOC_")]
+    malloc = [f"`{name}={value}`" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
     text = (
         f"jax {jax.__version__}, on {cores} core{'s' if cores > 1 else ''} of a CPU, "
         f"{', '.join(malloc) or 'no `MALLOC_` variables'}."

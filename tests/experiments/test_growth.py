@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import pathlib
 
 import jax
 import numpy as np
@@ -9,11 +11,12 @@ from PIL import Image
 
 from experiments.growth import collectives, extrapolate, fit, plot, programs, settings, tables
 from experiments.growth import page as growth_page
-from experiments.growth.__main__ import choose, on_paper
+from experiments.growth.__main__ import choose, first_result, meta_text, on_paper
 from klbox_jax.distributed import make_mesh, put_batch, replicated
 from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.step import compile_train_step, create_state
+from klbox_jax.train.workdir import write_json
 from tests.thin import random_batch, thin_model
 
 SIZES = (4, 8, 16, 32, 64)
@@ -233,6 +236,44 @@ def test_the_page_has_every_table(tmp_path):
         assert image.width > 500
     with pytest.raises(ValueError, match="nothing to plot: no axis was measured"):
         plot.plot_growth([], tmp_path / "none.png")
+
+
+def test_parts_that_are_not_chosen_stay(tmp_path):
+    file = tmp_path / "growth.json"
+    new = first_result(file, {"batch"}, quick=False)
+    assert new["axes"] == new["devices"] == []
+    measured = {"axes": [{"field": "batch"}, {"field": "classes"}], "devices": [{"devices": 1}]}
+    write_json(file, new | measured)
+    kept = first_result(file, {"batch"}, quick=False)
+    assert kept == new | {"axes": [{"field": "classes"}], "devices": [{"devices": 1}]}
+    assert first_result(file, {"devices"}, quick=False) == new | {"axes": measured["axes"], "devices": []}
+    # A quick trial must neither stand beside results nor take their place.
+    with pytest.raises(
+        ValueError, match=r"growth\.json holds parts of another quick, meta: .*another --output"
+    ):
+        first_result(file, {"batch"}, quick=True)
+    everything = {"batch", "classes", "devices"}
+    assert first_result(file, everything, quick=True)["axes"] == []
+
+
+def test_the_order_of_variables_is_no_other_setting(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    names = ["MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX"]
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    text = meta_text(quick=False)
+    for name in names:
+        monkeypatch.delenv(name)
+    for name in reversed(names):
+        monkeypatch.setenv(name, "1")
+    assert meta_text(quick=False) == text
+    assert "`MALLOC_ARENA_MAX=1`, `MALLOC_TOP_PAD_=1`." in text
+
+
+def test_the_page_in_docs_is_whole():
+    page = pathlib.Path(__file__).parents[2] / "docs/scaling.md"
+    assert "Not run." not in page.read_text(encoding="utf-8")
 
 
 def test_parts_are_chosen_by_name():
