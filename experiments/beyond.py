@@ -26,7 +26,7 @@ import jax
 from absl import app, flags
 
 from experiments import foretold, runs, seeds, table1
-from experiments.runs import Row
+from experiments.rows import Row
 from klbox_jax import distributed
 from klbox_jax.evaluation.agreement import matched_agreement
 from klbox_jax.evaluation.bootstrap import match_classes

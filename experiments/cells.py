@@ -6,9 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments.seeds import interval_text, student_interval
+from experiments.seeds import interval_text
 from klbox_jax.report.paper import PAPER_TABLE4, Cell
 from klbox_jax.report.tables import markdown_table, marked, paper_cells
 from klbox_jax.train.workdir import read_json
@@ -93,38 +91,14 @@ def difference(file: str, metric: str, part: str) -> Column:
         found = {(one["row"], one["base"], one["metric"]): one for one in read(file)["differences"]}
         if (*pair, metric) not in found:
             raise ValueError(f"{RESULTS / file} has no difference of {pair[0]} and {pair[1]} in {metric}")
-        return _difference_text(found[*pair, metric], part)
+        one = found[*pair, metric]
+        if part == "mean":
+            return f"{one['mean']:+.2f}"
+        if part == "by_seed":
+            return " ".join(f"{number:+.2f}" for number in one["by_seed"])
+        return interval_text(one[f"interval_{part}"])
 
     return cell
-
-
-def method_difference(part: str, metric: str = "AP90") -> Column:
-    """Of a pair of methods the same but for images, over the seeds that have both.
-
-    A method is a row by its name, or a loss by that of its rows which has the highest AP with this seed.
-    """
-
-    def numbers(method: str) -> dict[int, float]:
-        rows = read("methods_mini/table.json")["rows"]
-        of_method = [row for row in rows if method in (row["name"], row["loss"])]
-        # The later of two rows stays.
-        return {row["seed"]: row[metric] for row in sorted(of_method, key=lambda row: row["AP"])}
-
-    def cell(pair: tuple[str, str]) -> str:
-        ours, base = map(numbers, pair)
-        by_seed = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
-        one = {"by_seed": by_seed, "mean": np.mean(by_seed), "interval_seeds": student_interval(by_seed)}
-        return _difference_text(one, part)
-
-    return cell
-
-
-def _difference_text(one: Mapping[str, Any], part: str) -> str:
-    if part == "mean":
-        return f"{one['mean']:+.2f}"
-    if part == "by_seed":
-        return " ".join(f"{number:+.2f}" for number in one["by_seed"])
-    return interval_text(one[f"interval_{part}"])
 
 
 def paper_value(cells: Mapping[str, Cell]) -> Column:

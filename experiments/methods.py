@@ -6,7 +6,7 @@
 A network is trained for each loss, all with the same schedule, coder, normalizer and data order; the schedule of
 `mini` is shorter than Table 1's. Each is evaluated under a few post-processings, the KL network under all of them,
 and a network with an IoU head under IoU-Net's three stages. With `--seeds=3` the losses in `REPEATED` are trained
-with seeds 0 to 2, and paired differences tell what holds. Finished work is skipped, interrupted work goes on.
+with three seeds, and paired differences tell what holds. Finished work is skipped, interrupted work goes on.
 
     table.md, table.json      the rows
     SEED/NETWORK/             the runs: checkpoints, metrics, detections of every row
@@ -23,8 +23,8 @@ import numpy as np
 from absl import app, flags
 
 from experiments import runs
-from experiments.runs import Row
-from experiments.seeds import student_interval
+from experiments.rows import Row
+from experiments.seeds import interval_text, student_interval
 from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.evaluate import detect_batch
@@ -176,12 +176,11 @@ class Claim:
     def cells(self) -> list[str]:
         """Returns name, each seed's difference, mean, its interval, and whether all are above 0."""
         values = np.array(self.differences)
-        interval = student_interval(self.differences)
         return [
             self.name,
             "  ".join(f"{value:+.2f}" for value in values),
             f"{values.mean():+.2f}",
-            "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
+            interval_text(student_interval(self.differences)),
             "yes" if (values > 0).all() else "no",
         ]
 
@@ -284,8 +283,8 @@ def main(argv: list[str]) -> None:
         )
     wanted = [
         (seed, network)
-        for seed in range(runs.SEEDS.value)
-        for network in (_NETWORKS.value or (NETWORKS if seed == 0 else REPEATED))
+        for seed in range(runs.SEED.value, runs.SEED.value + runs.SEEDS.value)
+        for network in (_NETWORKS.value or (NETWORKS if seed == runs.SEED.value else REPEATED))
     ]
     if runs.DRY_RUN.value:
         for seed, network in wanted:

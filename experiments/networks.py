@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import runs
 from experiments.mask_scenes import PYRAMID
-from experiments.runs import Row
+from experiments.rows import Row
 from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir, read_json, write_json

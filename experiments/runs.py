@@ -1,17 +1,16 @@
 """What the experiments share: a config file's variants, trained once each, evaluated under many settings."""
 
-import dataclasses
 import importlib.util
 import os
 import pathlib
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ml_collections
 from absl import flags
 
+from experiments.rows import Row
 from klbox_jax.main import run
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.job import Job
@@ -42,33 +41,6 @@ SCENES_CONFIG = "configs/scenes.py"
 PHOTOGRAPHS_CONFIG = "configs/faster_rcnn_mobilenet_v2_fpn.py"
 # Of Table 1: VGG-16 on COCO is the paper's.
 CONFIGS = {"mini": SCENES_CONFIG, "aquarium": PHOTOGRAPHS_CONFIG, "full": "configs/faster_rcnn_vgg16.py"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a table: which network, and how its predictions become detections.
-
-    Attributes:
-        name: unique in its table; the folder of its results.
-        loss: `config.model.box_loss` of the network.
-        suppression, voting: of `PostprocessSettings`.
-        settings: further fields of `PostprocessSettings`.
-    """
-
-    name: str
-    loss: str
-    suppression: str
-    voting: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def labels(self) -> dict[str, str]:
-        """Returns the columns that say what the row is."""
-        return {
-            "name": self.name,
-            "loss": self.loss,
-            "suppression": self.suppression,
-            "voting": self.voting,
-        }
 
 
 def load_config(path: str, arg: str, fields: Mapping[str, object]) -> ml_collections.ConfigDict:

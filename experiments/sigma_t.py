@@ -23,7 +23,7 @@ from absl import app, flags
 
 from experiments import networks, runs
 from experiments.networks import Network
-from experiments.runs import Row
+from experiments.rows import Row
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report.plots import plot_ap_over_sigma_t
 from klbox_jax.report.tables import markdown_table

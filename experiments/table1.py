@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from absl import app, flags
 
 from experiments import runs, seeds
-from experiments.runs import Row
+from experiments.rows import BASELINE, KL, KL_SOFT_NMS, KL_VOTING, KL_VOTING_SOFT_NMS, SOFT_NMS, Row
 from klbox_jax.data.source import Source
 from klbox_jax.evaluation.bootstrap import match_classes
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
@@ -43,14 +43,7 @@ _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
 )
 
-ROWS = (
-    Row("baseline", "smooth_l1", "hard", "none"),
-    Row("soft_nms", "smooth_l1", "soft_gaussian", "none"),
-    Row("kl", "kl", "hard", "none"),
-    Row("kl_voting", "kl", "hard", "variance"),
-    Row("kl_soft_nms", "kl", "soft_gaussian", "none"),
-    Row("kl_voting_soft_nms", "kl", "soft_gaussian", "variance"),
-)
+ROWS = (BASELINE, SOFT_NMS, KL, KL_VOTING, KL_SOFT_NMS, KL_VOTING_SOFT_NMS)
 LOSSES = ("smooth_l1", "kl")
 # What the seeds are asked: each row over the baseline, and what voting adds to KL Loss.
 PAIRS = (

@@ -13,7 +13,7 @@ In miniature the detector is the small one of the scenes with a pyramid under it
 
 from absl import app
 
-from experiments import tables
+from experiments import rows, tables
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE2
 
@@ -21,13 +21,13 @@ TABLE = tables.PaperTable(
     name="table2",
     heads={"mini": {"": "mask"}, "full": {"": "mask_resnet50_fpn"}},
     rows=(
-        tables.BASELINE,
-        tables.BOX_VOTING,
-        tables.SOFT_NMS,
-        tables.IOU_NET,
-        tables.KL,
-        tables.KL_VOTING,
-        tables.KL_VOTING_SOFT_NMS,
+        rows.BASELINE,
+        rows.BOX_VOTING,
+        rows.SOFT_NMS,
+        rows.IOU_NET,
+        rows.KL,
+        rows.KL_VOTING,
+        rows.KL_VOTING_SOFT_NMS,
     ),
     paper=PAPER_TABLE2,
     setting="R50-FPN Mask R-CNN on COCO",

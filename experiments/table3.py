@@ -16,7 +16,7 @@ So the miniature has no convolutional head: its first row differs from the secon
 
 from absl import app
 
-from experiments import tables
+from experiments import rows, tables
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE3
 
@@ -26,7 +26,7 @@ TABLE = tables.PaperTable(
         "mini": {"conv5": "one_level", "2mlp": "pyramid", "2mlp_mask": "mask"},
         "full": {"conv5": "resnet50_c4", "2mlp": "resnet50_fpn", "2mlp_mask": "mask_resnet50_fpn"},
     },
-    rows=(tables.BASELINE, tables.KL),
+    rows=(rows.BASELINE, rows.KL),
     paper=PAPER_TABLE3,
     setting="R50 with the head named, on COCO",
     mini="conv5: two layers on one level; 2mlp: on three levels; 2mlp_mask: on three levels, with a mask head",

@@ -19,8 +19,9 @@ from collections.abc import Callable, Mapping
 import jax
 from absl import app, flags
 
-from experiments import networks, runs, tables
+from experiments import networks, runs
 from experiments.networks import Network
+from experiments.rows import BASELINE, KL_VOTING, KL_VOTING_SOFT_NMS
 from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.evaluate import compile_eval_step
@@ -34,7 +35,7 @@ from klbox_jax.train.workdir import Workdir, current_versions, write_atomically,
 _REPEATS = flags.DEFINE_integer("repeats", 21, "Runs of each eval step that are timed.")
 
 FAMILIES = {"mini": "one_level", "full": "vgg16"}
-ROWS = (tables.BASELINE, tables.KL_VOTING, tables.KL_VOTING_SOFT_NMS)
+ROWS = (BASELINE, KL_VOTING, KL_VOTING_SOFT_NMS)
 
 
 def prepare(family: str) -> tuple[dict[str, Callable[[], object]], int]:

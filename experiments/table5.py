@@ -9,7 +9,7 @@ scenes, and the networks are those of Table 1, which can lend them.
 
 from absl import app
 
-from experiments import tables
+from experiments import rows, tables
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE5
 
@@ -17,12 +17,12 @@ TABLE = tables.PaperTable(
     name="table5",
     heads={"mini": {"": "one_level"}, "full": {"": "resnet50_fpn"}},
     rows=(
-        tables.BASELINE,
-        tables.SOFT_NMS,
-        tables.IOU_NET,
-        tables.KL,
-        tables.KL_VOTING,
-        tables.KL_VOTING_SOFT_NMS,
+        rows.BASELINE,
+        rows.SOFT_NMS,
+        rows.IOU_NET,
+        rows.KL,
+        rows.KL_VOTING,
+        rows.KL_VOTING_SOFT_NMS,
     ),
     paper=PAPER_TABLE5,
     setting="R50-FPN Faster R-CNN on COCO",

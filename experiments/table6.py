@@ -11,7 +11,7 @@ one small ResNet-FPN on the scenes stands for both backbones. See `experiments/t
 
 from absl import app
 
-from experiments import tables
+from experiments import rows, tables
 from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE6
 
@@ -21,7 +21,7 @@ TABLE = tables.PaperTable(
         "mini": {"": "one_level"},
         "full": {"vgg_cnn_m_1024": "vgg_cnn_m_1024_voc", "vgg16": "vgg16_voc"},
     },
-    rows=(tables.BASELINE, tables.SOFT_NMS, tables.KL, tables.KL_VOTING, tables.KL_VOTING_SOFT_NMS),
+    rows=(rows.BASELINE, rows.SOFT_NMS, rows.KL, rows.KL_VOTING, rows.KL_VOTING_SOFT_NMS),
     paper=PAPER_TABLE6,
     setting="Faster R-CNN with the backbone named, on VOC 2007",
     mini="a small ResNet-FPN on the scenes stands for both backbones",

@@ -13,19 +13,10 @@ from collections.abc import Mapping, Sequence
 
 from experiments import networks, runs
 from experiments.networks import Network
-from experiments.runs import Row
+from experiments.rows import Row
 from klbox_jax.report.paper import Cell
 from klbox_jax.report.tables import METRICS, paper_table_markdown
 from klbox_jax.train.workdir import write_atomically, write_json
-
-# Results lie in their network's folder by row name, and tables share them: a name has one meaning.
-BASELINE = Row("baseline", "smooth_l1", "hard", "none")
-BOX_VOTING = Row("box_voting", "smooth_l1", "hard", "box_voting")
-SOFT_NMS = Row("soft_nms", "smooth_l1", "soft_gaussian", "none")
-IOU_NET = Row("iou_net", "iou_net", "iou_guided", "none", {"refine_steps": 5})
-KL = Row("kl", "kl", "hard", "none")
-KL_VOTING = Row("kl_voting", "kl", "hard", "variance")
-KL_VOTING_SOFT_NMS = Row("kl_voting_soft_nms", "kl", "soft_gaussian", "variance")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from absl import app
 
 from experiments import networks, runs
 from experiments.networks import Network
-from experiments.runs import Row
+from experiments.rows import BASELINE, KL, Row
 from klbox_jax.data.scenes import ScenesSource
 from klbox_jax.evaluation.agreement import matched_agreement
 from klbox_jax.evaluation.calibration import LEVELS
@@ -42,9 +42,9 @@ from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_
 SPLIT = "test"
 FULL = {"suppression": "soft_gaussian", "voting": "variance"}
 ROWS = (
-    Row("baseline", "smooth_l1", "hard", "none"),
+    BASELINE,
     Row("baseline_soft_nms", "smooth_l1", "soft_gaussian", "none"),
-    Row("kl", "kl", "hard", "none"),
+    KL,
     Row("kl_full", "kl", **FULL, settings={"voting_variance": "average"}),
     Row("kl_full_fused", "kl", **FULL, settings={"voting_variance": "fused"}),
     Row("kl_full_winner", "kl", **FULL, settings={"voting_variance": "winner"}),

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from experiments import cells
@@ -17,20 +16,6 @@ def numbers(tmp_path, monkeypatch):
     one = {"row": "kl", "base": "baseline", "metric": "AP", "mean": 2.92, "by_seed": [3.5, 2.34]}
     intervals = {"interval_seeds": [-4.449, 10.289], "interval_images": [1.0, 4.0]}
     (tmp_path / "seeds.json").write_text(json.dumps({"rows": rows, "differences": [one | intervals]}))
-    methods = [
-        {"name": name, "loss": name.split("-")[0], "seed": seed, "AP": ap, "AP90": ap90}
-        for name, seed, ap, ap90 in (
-            ("kl-hard", 0, 30.0, 9.0),
-            ("kl-soft", 0, 31.0, 8.0),
-            ("kl-hard", 1, 33.0, 9.5),
-            ("kl-soft", 1, 32.0, 9.0),
-            ("l1-hard", 0, 20.0, 1.0),
-            ("l1-hard", 1, 20.0, 2.0),
-            ("l1-hard", 2, 20.0, 3.0),
-        )
-    ]
-    (tmp_path / "methods_mini").mkdir()
-    (tmp_path / "methods_mini" / "table.json").write_text(json.dumps({"rows": methods}))
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     cells.read.cache_clear()
     yield tmp_path
@@ -59,16 +44,6 @@ def test_cells_of_differences(numbers):
     ]
     with pytest.raises(ValueError, match=r"seeds\.json has no difference of baseline and kl in AP"):
         cells.difference("seeds.json", "AP", "mean")(("baseline", "kl"))
-
-
-def test_methods_are_compared_by_their_best_rows_or_by_name(numbers):
-    # By AP the soft row is KL Loss' best with seed 0, the hard one with seed 1; seed 2 has no network of KL Loss.
-    assert cells.method_difference("by_seed")(("kl", "l1")) == "+7.00 +7.50"
-    assert cells.method_difference("mean")(("kl", "l1")) == "+7.25"
-    assert cells.method_difference("by_seed")(("kl-hard", "l1-hard")) == "+8.00 +7.50"
-    # Student's quantile with one degree of freedom is 12.706.
-    half = 12.706 * np.std([7.0, 7.5], ddof=1) / np.sqrt(2)
-    assert cells.method_difference("seeds")(("kl", "l1")) == f"{7.25 - half:+.2f} to {7.25 + half:+.2f}"
 
 
 def test_cells_of_the_paper():

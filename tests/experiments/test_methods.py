@@ -67,11 +67,12 @@ def test_an_unknown_network_is_refused():
 
 
 def test_a_dry_run_prints_a_command_for_each_training(tmp_path, capsys):
-    with flagsaver.flagsaver(workdir=str(tmp_path / "table"), dry_run=True, seeds=2):
+    with flagsaver.flagsaver(workdir=str(tmp_path / "table"), dry_run=True, seed=3, seeds=2):
         methods.main(["methods"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(methods.NETWORKS) + len(methods.REPEATED)
-    assert "--config=configs/scenes.py:loss=smooth_l1,iou_head=True --config.seed=1" in lines[-1]
+    assert "--config.seed=3 " in lines[0]
+    assert "--config=configs/scenes.py:loss=smooth_l1,iou_head=True --config.seed=4" in lines[-1]
     assert not (tmp_path / "table").exists()
 
 

@@ -5,7 +5,7 @@ import shlex
 import pytest
 from absl.testing import flagsaver
 
-from experiments import networks, runs, table2, table3, table5, table6, tables
+from experiments import networks, rows, runs, table2, table3, table5, table6, tables
 from experiments.mask_scenes import get_config
 from klbox_jax.evaluation import evaluate
 from klbox_jax.models.build import build_model
@@ -26,8 +26,8 @@ ROWS = {
 def names_of(table, preset):
     return [
         f"{head}/{row.name}" if head else row.name
-        for (head, _), rows in table.networks(preset).items()
-        for row in rows
+        for (head, _), of_network in table.networks(preset).items()
+        for row in of_network
     ]
 
 
@@ -47,7 +47,7 @@ def test_a_name_has_one_meaning():
     for module in TABLES.values():
         for row in module.TABLE.rows:
             assert by_name.setdefault(row.name, row) == row
-    assert tables.IOU_NET.settings == {"refine_steps": 5}
+    assert rows.IOU_NET.settings == {"refine_steps": 5}
 
 
 @pytest.mark.parametrize("family", networks.FAMILIES)
@@ -142,11 +142,13 @@ def test_what_is_missing_is_named():
 def test_the_files_of_a_table(name, preset, tmp_path, monkeypatch):
     done = []
 
-    def train_and_evaluate(network, rows, *, voc):
+    def train_and_evaluate(network, of_network, *, voc):
         done.append(network.name)
         assert voc == (name == "table6")
         fake = {"data": "some/set", "data_fingerprint": None, "seed": 0, "steps": 9, "seconds": 1.0}
-        return [row.labels() | dict.fromkeys((*METRICS, "AP_voc"), 30.0 + len(done)) | fake for row in rows]
+        return [
+            row.labels() | dict.fromkeys((*METRICS, "AP_voc"), 30.0 + len(done)) | fake for row in of_network
+        ]
 
     monkeypatch.setattr(networks, "train_and_evaluate", train_and_evaluate)
     with flagsaver.flagsaver(preset=preset, workdir=str(tmp_path)):
@@ -165,7 +167,7 @@ def test_the_files_of_a_table(name, preset, tmp_path, monkeypatch):
 def thin_table(tmp_path_factory):
     """The whole of a small table with masks: one training, one row."""
     folder = tmp_path_factory.mktemp("masks")
-    table = dataclasses.replace(table3.TABLE, heads={"mini": {"head": "mask"}}, rows=(tables.KL,), voc=True)
+    table = dataclasses.replace(table3.TABLE, heads={"mini": {"head": "mask"}}, rows=(rows.KL,), voc=True)
 
     def load_config(path, arg, fields):
         assert path == "experiments/mask_scenes.py"
