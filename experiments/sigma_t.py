@@ -90,7 +90,7 @@ def write_results(rows: Sequence[dict], workdir: pathlib.Path, *, meta: dict[str
         "\n".join(f"- {key}: {value}" for key, value in meta.items()),
         "Average precision in per cent, variance voting under hard NMS:",
         markdown_table(("sigma_t", *METRICS), [cells(row) for row in rows]),
-        f"The paper takes {PAPER_SIGMA_T:g} (second-hand), the code of its authors 0.01 (read).",
+        f"The paper takes {PAPER_SIGMA_T:g} (from memory), the code of its authors 0.01 (read).",
     ]
     write_json(workdir / "table.json", {"rows": list(rows), **meta})
     write_atomically(workdir / "table.md", "\n\n".join(parts) + "\n")
