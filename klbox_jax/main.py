@@ -101,8 +101,11 @@ def _evaluation(job: Job, settings: Mapping[str, PostprocessSettings], preemptio
 
 def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
     """Takes no lock, and so may look at a run that is still training."""
+    from klbox_jax.serving.folder import check_same_network
+
     job.check(settings.values(), train=False, evaluate=True)
     step, params = restore_params(job.workdir.checkpoints, _chosen_step(job))
+    check_same_network(job, params)
     with Preemption() as preemption:
         evaluation = _evaluation(job, settings, preemption)
         return evaluation(jax.device_put(params, distributed.replicated(job.mesh)), step)
@@ -110,6 +113,7 @@ def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str
 
 def _chosen_step(job: Job) -> int | None:
     """Returns the step of the best checkpoint where the config asks for it, None for the newest."""
+    job.check_evaluation()
     best = job.config.evaluation.checkpoint == "best"
     return best_checkpoint(job.workdir, job.config.train.keep_best) if best else None
 

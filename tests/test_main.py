@@ -230,3 +230,24 @@ def test_the_command_line_names_missing_data(tmp_path):
         f"--config.data.root={tmp_path / 'nowhere'}",
     )
     assert line.startswith(f"error: {tmp_path / 'nowhere'} is not a folder")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"train.save_every": 0}, "config.train.save_every = 0 must be at least 1 step"),
+        ({"train.log_every": -1}, "config.train.log_every = -1 must be at least 1 step"),
+        ({"train.num_steps": -4}, "config.train.num_steps = -4 with num_epochs = "),
+        ({"train.num_steps": 0, "train.num_epochs": 0.0}, "with num_epochs = 0.0 is no training"),
+    ],
+)
+def test_numbers_that_mean_nothing(root, tmp_path, fields, told):
+    assert told in error_of(coco_config(root, **fields), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["predict", "export", "calibrate"])
+def test_a_checkpoint_that_is_neither_the_last_nor_the_best(root, tmp_path, mode):
+    config = coco_config(root, **{"evaluation.checkpoint": "bset"})
+    with pytest.raises(ValueError, match=r"config\.evaluation\.checkpoint = 'bset' is unknown"):
+        run(config, str(tmp_path / "run"), mode)

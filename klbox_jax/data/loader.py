@@ -79,7 +79,7 @@ def train_batches(
         start_step: number of the first step.
         num_steps: number of batches.
         num_threads: threads that make a batch each; 0 makes each batch when it is asked for.
-        prefetch: batches held ready or in the making.
+        prefetch: batches held ready or in the making; no fewer than there are threads.
         process_index: number of this process.
         process_count: number of processes; divides the batch size.
 
@@ -149,7 +149,9 @@ def eval_batches(
 def _iterate(
     make_batch: Callable[[int], Batch], steps: range, *, num_threads: int, prefetch: int
 ) -> grain.DatasetIterator[Batch]:
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
+    # With fewer places than threads, threads would wait.
+    places = max(prefetch, num_threads) if num_threads else 0
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=places)
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(make_batch)
     return iter(dataset.to_iter_dataset(options))
 

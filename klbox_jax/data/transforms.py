@@ -56,7 +56,8 @@ class Preprocessing:
     def __post_init__(self):
         if not 1 <= self.short_side <= self.long_side:
             raise ValueError(f"Need 1 <= short_side <= long_side, got {self.short_side}, {self.long_side}.")
-        if not self.canvases or any(min(canvas) < 1 for canvas in self.canvases):
+        sides = [np.asarray(canvas) for canvas in self.canvases]
+        if not sides or any(side.shape != (2,) or side.min() < 1 for side in sides):
             raise ValueError(f"canvases must be (height, width) pairs, all positive, got {self.canvases}.")
         if self.max_gt < 1:
             raise ValueError(f"max_gt must be positive, got {self.max_gt}.")

@@ -5,16 +5,34 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from klbox_jax.data.build import build_source
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.checkpoints import find_steps, restore_params
 from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import ADDED_FIELDS, Workdir, WorkdirError, read_json
 from klbox_jax.weights.safetensors_file import check_params, load_params
 
 # The weights of a shipped folder, which has no checkpoints.
 WEIGHTS_FILE = "model.safetensors"
+# Beside `box_loss`, how the fields of `config.model` begin that say what parameters mean.
+_MEANING = (
+    "backbone.",
+    "box_head.",
+    "box_pooler.",
+    "fpn.",
+    "iou_head.enabled",
+    "mask_head.",
+    "mask_pooler.",
+    "roi_heads.box_coder",
+    "roi_heads.class_agnostic",
+    "rpn.anchor_sizes",
+    "rpn.aspect_ratios",
+    "rpn.box_coder",
+    "rpn.levels",
+)
 
 
 def read_config(workdir: Workdir) -> ml_collections.ConfigDict:
@@ -98,6 +116,44 @@ def read_params(
     expected = jax.eval_shape(lambda: model.init(key, batch, method="every_head"))["params"]
     check_params(params, expected, path=path)
     return step, params
+
+
+def check_same_network(job: Job, params: Any) -> None:
+    """Raises ValueError where a run's parameters are not those of the config, or its classes not the data set's.
+
+    What chooses among proposals and detections, and what matters in training alone, may be another than in the run.
+
+    Args:
+        job: its workdir is the run's; a folder without config.json or classes.json is held against its parameters.
+        params: of a checkpoint.
+    """
+    if job.workdir.config.exists():
+        stored, given = (
+            flatten_dict(config.model.to_dict(), sep=".") for config in (read_config(job.workdir), job.config)
+        )
+        changed = [
+            f"config.model.{name} is {given.get(name)!r} instead of {stored.get(name)!r}"
+            for name in sorted(stored | given)
+            if (name == "box_loss" or name.startswith(_MEANING)) and stored.get(name) != given.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"--config describes another network than the one in {job.workdir.path}: {', '.join(changed)}; give "
+                "the --config that it was trained with"
+            )
+    expected = jax.eval_shape(
+        lambda: job.model.init(
+            jax.random.key(0), dummy_batch(job.preprocessing.canvases[0]), method="every_head"
+        )
+    )["params"]
+    check_params(params, expected, path=job.workdir.checkpoints)
+    if job.workdir.classes.exists():
+        names, _ = read_classes(job.workdir, job.config)
+        if names != tuple(job.eval_source.class_names):
+            raise ValueError(
+                f"{job.workdir.path} was trained on the classes {names}, but {job.eval_source.name} has "
+                f"{tuple(job.eval_source.class_names)}; evaluate on a data set with the same classes in the same order"
+            )
 
 
 def _with_tuples(value: Any) -> Any:

@@ -133,7 +133,7 @@ class Job:
             _ = self.train_source, self.train_plan, self.total_steps
             check_profile_steps(self.config.train.profile_steps, total_steps=self.total_steps)
         if evaluate:
-            self._check_evaluation()
+            self.check_evaluation()
             _ = self.eval_source, self.eval_plan
         _ = self.mesh
         heads = self.model.roi_heads
@@ -154,7 +154,7 @@ class Job:
                 "config.model.box_loss_settings.label_noise to 'pixels' or 'size', and label_noise_value"
             )
 
-    def _check_evaluation(self) -> None:
+    def check_evaluation(self) -> None:
         """Raises ValueError, naming the field, for what `config.evaluation` cannot mean."""
         checkpoint = self.config.evaluation.checkpoint
         if checkpoint not in ("last", "best"):
@@ -168,6 +168,14 @@ class Job:
     def _check_train(self, *, evaluate: bool) -> None:
         """Raises ValueError, naming the field, for what `config.train` cannot mean."""
         train = self.config.train
+        for field in ("save_every", "log_every"):
+            if train[field] < 1:
+                raise ValueError(f"config.train.{field} = {train[field]} must be at least 1 step")
+        if train.num_steps < 0 or (not train.num_steps and train.num_epochs <= 0):
+            raise ValueError(
+                f"config.train.num_steps = {train.num_steps} with num_epochs = {train.num_epochs} is no training; give "
+                "a positive number of steps, or 0 and a positive number of epochs"
+            )
         if train.accumulate_steps < 1 or train.num_steps % train.accumulate_steps:
             raise ValueError(
                 f"config.train.accumulate_steps = {train.accumulate_steps} does not divide config.train.num_steps = "

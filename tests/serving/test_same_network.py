@@ -1,0 +1,55 @@
+"""An evaluation tells of the network that was trained, or says why it cannot."""
+
+import pytest
+
+from klbox_jax.main import run
+from klbox_jax.train.workdir import read_json, write_json
+from tests.coco_folder import write_folder
+from tests.serving.thin_run import write_run
+from tests.thin import coco_config
+
+
+@pytest.fixture(scope="module")
+def pond(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("same") / "pond", images_per_shape=1)
+
+
+@pytest.fixture
+def folder(pond, tmp_path):
+    return write_run(tmp_path / "run", coco_config(pond)).path
+
+
+def evaluate(folder, pond, **fields):
+    return run(coco_config(pond, **fields), str(folder), "eval")
+
+
+@pytest.mark.parametrize(
+    "field", ["model.box_loss", "model.rpn.anchor_sizes", "model.roi_heads.box_coder_weights"]
+)
+def test_another_network_is_refused(folder, pond, field):
+    sizes = coco_config(pond).model.rpn.anchor_sizes
+    value = {
+        "model.box_loss": "smooth_l1",
+        "model.rpn.anchor_sizes": tuple(tuple(size / 2 for size in level) for level in sizes),
+        "model.roi_heads.box_coder_weights": (5.0, 5.0, 5.0, 5.0),
+    }[field]
+    with pytest.raises(ValueError, match=rf"--config describes another network .*config\.{field} is "):
+        evaluate(folder, pond, **{field: value, "postprocess.voting": "none"})
+
+
+def test_parameters_of_another_shape_are_refused(folder, pond):
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"checkpoints: does not fit the model; .*another shape"):
+        evaluate(folder, pond, **{"model.box_head.features": 24})
+
+
+def test_other_classes_are_refused(folder, pond):
+    classes = read_json(folder / "classes.json")
+    write_json(folder / "classes.json", classes | {"names": classes["names"][::-1]})
+    with pytest.raises(ValueError, match=r"was trained on the classes .*the same classes in the same order"):
+        evaluate(folder, pond)
+
+
+def test_what_chooses_among_proposals_may_change(folder, pond):
+    fields = {"model.rpn.nms_threshold": 0.5, "model.box_loss_settings.ramp_steps": 7}
+    assert "AP" in evaluate(folder, pond, **fields)[""]
