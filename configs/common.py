@@ -87,6 +87,7 @@ def scenes_data(*, noise_scale: float) -> dict:
         scale_jitter=(1.0, 1.0),
         num_threads=2,
         on_bad_record="stop",  # or skip: images that are at fault or unreadable
+        mask_size=0,
         noise_scale=noise_scale,
         num_images=dict(train=4000, validation=500, calibration=500, test=500),
     )
@@ -140,6 +141,7 @@ def voc_data(*, multi_scale: bool) -> dict:
         scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
         num_threads=8,
         on_bad_record="stop",  # or skip: images that are at fault or unreadable
+        class_names=(),  # where they are not VOC's
     )
 
 

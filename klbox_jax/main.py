@@ -58,6 +58,7 @@ def run(
     """
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    _use_compilation_cache()
     job = Job(config=config, workdir=Workdir(workdir))
     settings = settings or {"": PostprocessSettings(**config.postprocess)}
     match mode:
@@ -78,7 +79,6 @@ def _train(
     job: Job, settings: Mapping[str, PostprocessSettings], *, evaluates: bool, allow_config_change: bool
 ) -> dict[str, dict[str, Any]]:
     job.check(settings.values(), train=True, evaluate=evaluates)
-    _use_compilation_cache()
     with job.workdir.lock(), Preemption() as preemption:
         job.workdir.prepare(job.config.to_dict(), allow_config_change=allow_config_change)
         if is_writer():
@@ -130,8 +130,8 @@ def _predict(job: Job) -> dict[str, dict[str, Any]]:
     """Asks for no data set: the workdir has all that photographs need."""
     from klbox_jax.serving.predict import predict
 
-    _use_compilation_cache()
-    predict(job, step=_chosen_step(job))
+    with Preemption() as preemption:
+        predict(job, step=_chosen_step(job), preemption=preemption)
     return {}
 
 
@@ -144,7 +144,7 @@ def _export(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, 
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs, so that a resumed run starts at once; the user may have chosen another place."""
+    """Keeps compiled programs, so that what was run before starts at once; the user may have chosen another place."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 

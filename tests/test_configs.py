@@ -363,3 +363,13 @@ def test_the_released_weights_suit_the_released_codes_habits(family):
     assert model.roi_heads.box_coder == released.box_coder
     assert released.plus_one_widths
     assert not config.model.init_partial
+
+
+def test_the_photographs_config_has_what_messages_tell_to_set():
+    data = get_config("faster_rcnn_mobilenet_v2_fpn").data
+    assert {"calibration_split", "hold_out", "mask_size", "class_names", "tfds_name"} <= set(data.keys())
+    assert get_config("faster_rcnn_mobilenet_v2_fpn", "data=voc").data.name == "voc"
+    with pytest.raises(
+        ValueError, match="config argument data='cocoa' is unknown; choose one of coco, voc, tfds"
+    ):
+        get_config("faster_rcnn_mobilenet_v2_fpn", "data=cocoa")

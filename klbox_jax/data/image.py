@@ -117,6 +117,18 @@ def stored_size(encoded: bytes, name: str) -> tuple[int, int]:
         return image.height, image.width
 
 
+def upright_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Returns the height and width of an image file as a viewer shows it.
+
+    Raises:
+        DataError: as `decode_image`; the size is looked at before anything is decoded.
+    """
+    with _opened(path, "") as image:
+        _check_size(image, os.fspath(path), height=image.height, width=image.width)
+        size = image.size[::-1] if _orientation(image) >= 5 else image.size
+    return size[::-1]
+
+
 def is_annotated_unturned(path: str | os.PathLike, *, height: int, width: int) -> bool:
     """Whether EXIF says to turn an image on its side that the annotation knows as it is stored.
 

@@ -145,16 +145,30 @@ def prepare(data_dir: str | Path, *, settings: ScenesSettings | None = None) -> 
     """Prepares the data set under `data_dir` if it is not there, and returns its builder.
 
     The files are written to a temporary folder that takes its name at the end, so an interrupted
-    preparation is begun anew. The default settings take about a minute.
+    preparation is begun anew, and of two side by side the first to end stays. The default settings take
+    about a minute.
+
+    Raises:
+        DataError: the folder cannot be written.
     """
-    builder = Scenes(
-        data_dir=str(data_dir), config=ScenesConfig(settings or ScenesSettings()), file_format="array_record"
-    )
-    if not builder.is_prepared():
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        builder.download_and_prepare()
-    return builder
+    config = ScenesConfig(settings or ScenesSettings())
+
+    def builder() -> Scenes:
+        return Scenes(data_dir=str(data_dir), config=config, file_format="array_record")
+
+    if (found := builder()).is_prepared():
+        return found
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        found.download_and_prepare()
+    except OSError as error:
+        if not (found := builder()).is_prepared():
+            raise DataError(
+                f"The scenes cannot be prepared in {data_dir} ({error.strerror or error}); free space on its disk, or "
+                "set config.data.root to another folder."
+            ) from error
+    return found
 
 
 class ScenesSource:

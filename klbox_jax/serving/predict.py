@@ -35,6 +35,7 @@ from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import Predictor, check_same_detector, load, read_image
 from klbox_jax.structures import Batch
 from klbox_jax.train.job import Job
+from klbox_jax.train.preemption import Preempted, Preemption
 from klbox_jax.train.workdir import write_atomically, write_json
 from klbox_jax.train.writer import Progress
 
@@ -43,7 +44,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 PICTURE_SIDE = 1600
 
 
-def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
+def predict(job: Job, *, step: int | None = None, preemption: Preemption | None = None) -> pathlib.Path:
     """Finds objects in the images of `config.predict.input`, and writes what was found.
 
     An image that cannot be read is reported and left out.
@@ -52,6 +53,7 @@ def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
         job: its workdir holds the detector; its config has the post-processing, `predict`, and the number of threads
             that read images ahead of the network, and of those that draw behind it.
         step: of the checkpoint; by default the newest that is sound.
+        preemption: what says when to stop early.
 
     Returns:
         The folder of the results.
@@ -60,7 +62,9 @@ def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
         ValueError: there are no images, or none that can be read; the folder of the results cannot be written;
             the config describes another detector than that of the workdir; or as `load`.
         CheckpointError: there is no sound checkpoint.
+        Preempted: it was told to stop; what was found until then is written.
     """
+    preemption = preemption or Preemption()
     fields = job.config.predict
     paths = find_images(fields.input)
     predictor = load(job.workdir.path, step=step, settings=PostprocessSettings(**job.config.postprocess))
@@ -69,7 +73,7 @@ def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
     clock = _Clock()
     try:
         (output / "pictures").mkdir(parents=True, exist_ok=True)
-        found, failed = _predict_all(predictor, paths, job, output=output, clock=clock)
+        found, failed = _predict_all(predictor, paths, job, preemption, output=output, clock=clock)
         write_json(output / "detections.json", _to_coco(found, failed, job=job, predictor=predictor))
         entries = [
             Entry(each.name, each.picture, _counts(each.prediction, fields.score_threshold)) for each in found
@@ -83,6 +87,8 @@ def predict(job: Job, *, step: int | None = None) -> pathlib.Path:
             "its disk, or choose another"
         ) from error
     logging.info("%s: %d images, %d failed; %s", output, len(found), len(failed), clock)
+    if number := preemption.signal():
+        raise Preempted(number, f"{len(found) + len(failed)} of {len(paths)} images are in {output}")
     if not found:
         name, reason = next(iter(failed.items()))
         raise DataError(f"none of the {len(failed)} images can be read; {name}: {reason}")
@@ -125,7 +131,13 @@ class _Found:
 
 
 def _predict_all(
-    predictor: Predictor, paths: Sequence[pathlib.Path], job: Job, *, output: pathlib.Path, clock: "_Clock"
+    predictor: Predictor,
+    paths: Sequence[pathlib.Path],
+    job: Job,
+    preemption: Preemption,
+    *,
+    output: pathlib.Path,
+    clock: "_Clock",
 ) -> tuple[list[_Found], dict[str, str]]:
     """Reads ahead of the network and draws behind it; also returns why images failed, by name."""
     fields = job.config.predict
@@ -142,6 +154,8 @@ def _predict_all(
         readings = _ahead(readers, read, tasks, count=threads + 2)
         painting: collections.deque[Future] = collections.deque()
         for number, (path, reading) in enumerate(zip(paths, readings, strict=True), start=1):
+            if preemption.signal():
+                break
             progress.update(number - 1)
             name = _shown_name(path, fields.input)
             try:
@@ -164,7 +178,7 @@ def _predict_all(
             found.append(_Found(number, name, picture, prediction))
         for last in painting:
             last.result()
-        progress.update(len(paths))
+        progress.update(len(found) + len(failed))
     return found, failed
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from klbox_jax.data.build import build_preprocessing
-from klbox_jax.data.image import decode_image
+from klbox_jax.data.image import decode_image, upright_size
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Preprocessing, choose_canvas, make_example, resized_size
 from klbox_jax.evaluation.evaluate import eval_step
@@ -224,7 +224,7 @@ def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarra
             )
         return image
     if not isinstance(image, Image.Image):
-        height, width = _upright_size(image)
+        height, width = upright_size(image)
         return decode_image(os.fspath(image), height=height, width=width)
     if image.mode.startswith(("I", "F")):
         raise DataError(
@@ -235,20 +235,6 @@ def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarra
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.array(image.convert("RGB"))
-
-
-def _upright_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width as a viewer shows the file; `decode_image` tells what is wrong with one without."""
-    size = (0, 0)
-    if os.path.isfile(path):
-        try:
-            with Image.open(path) as image:
-                size = image.size
-                if image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-                    size = size[::-1]
-        except Exception:  # Pillow's decoders raise a dozen types on damaged files.
-            pass
-    return size[::-1]
 
 
 def _place(record: Record, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -52,8 +52,13 @@ FREE_FIELDS = (
 
 # Fields that configs once did not have, and what runs of that time did: such a run goes on as it began.
 ADDED_FIELDS = {
+    "data.calibration_split": "",
+    "data.class_names": [],
     "data.hold_out": 0.0,
+    "data.mask_size": 0,
     "data.on_bad_record": "stop",
+    "data.skip_empty_boxes": False,
+    "data.tfds_name": "",
     "model.dtype": "float32",
     "train.accumulate_steps": 1,
     "train.early_stopping_patience": 0,

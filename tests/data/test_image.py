@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from klbox_jax.data.image import check_image, decode_image
+from klbox_jax.data.image import check_image, decode_image, upright_size
 from klbox_jax.data.source import DataError
 
 HEIGHT, WIDTH = 24, 40
@@ -153,6 +153,25 @@ def test_swapped_sizes_without_a_quarter_turn_are_refused(tmp_path, orientation)
     for read in (decode_image, check_image):
         with pytest.raises(DataError, match=r"a\.jpg is 24 pixels high and 40 wide.*40 high and 24 wide"):
             read(path, height=WIDTH, width=HEIGHT)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_the_upright_size_is_that_of_a_viewer(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / f"turned{suffix}", exif=exif)
+    assert upright_size(tmp_path / f"turned{suffix}") == ((20, 30) if orientation < 5 else (30, 20))
+
+
+def test_a_size_is_asked_of_photographs_of_sound_size_alone(tmp_path, monkeypatch):
+    Image.new("RGB", (30, 20)).save(tmp_path / "drawing.png", format="EPS")
+    with pytest.raises(DataError, match="is not an image of a known format"):
+        upright_size(tmp_path / "drawing.png")
+    Image.new("RGB", (30, 20)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match="absurdly large"):
+        upright_size(tmp_path / "large.png")
 
 
 def test_missing_file_folder_and_text_are_refused(tmp_path):

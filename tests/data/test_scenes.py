@@ -24,6 +24,7 @@ from klbox_jax.data.scenes import (
     make_example,
     prepare,
 )
+from klbox_jax.data.source import DataError
 
 # Whoever changes the painter makes another world: raise VERSION, run every experiment again, pin anew.
 PAINTER_SHA256 = "efd0683a81b8da3f20dd0fa3860fdbef8bb6bf0bb108972804280d1be7ada2e3"
@@ -313,6 +314,26 @@ def test_an_interrupted_preparation_is_begun_anew(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, settings=settings)
     assert prepare(tmp_path, settings=settings).info.splits["train"].num_examples == 3
+
+
+def test_the_first_of_two_preparations_stays(tmp_path, monkeypatch):
+    settings = ScenesSettings(**{**TINY, "train": 3, "validation": 3, "calibration": 3, "test": 3})
+    whole = Scenes.download_and_prepare
+
+    def overtaken(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(Scenes, "download_and_prepare", whole)
+            prepare(tmp_path, settings=settings)
+        raise FileExistsError(17, "Cannot rename")
+
+    monkeypatch.setattr(Scenes, "download_and_prepare", overtaken)
+    assert prepare(tmp_path, settings=settings).info.splits["train"].num_examples == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be prepared in .*file.*set config\.data\.root to another"):
+        prepare(tmp_path / "file" / "inside", settings=ScenesSettings(**TINY))
 
 
 def test_the_fingerprint_tells_worlds_apart():

@@ -2,6 +2,7 @@ import html
 import logging
 import pathlib
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.predict import find_images
 from klbox_jax.serving.predictor import load
 from klbox_jax.train.checkpoints import CheckpointError
+from klbox_jax.train.job import Job
+from klbox_jax.train.preemption import Preempted, Preemption
 from klbox_jax.train.workdir import read_json
 from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run
 from tests.thin import coco_config
@@ -146,6 +149,23 @@ def test_images_that_cannot_be_read(workdir, loaded, photographs, tmp_path):
             str(workdir.path),
             "predict",
         )
+
+
+def test_what_was_found_before_a_signal_is_kept(workdir, loaded, photographs, tmp_path):
+    class AfterTwo(Preemption):
+        asked = 0
+
+        def signal(self):
+            self.asked += 1
+            return signal.SIGTERM if self.asked > 2 else 0
+
+    output = tmp_path / "stopped"
+    job = Job(config=config(photographs[0], **{"predict.output": str(output)}), workdir=workdir)
+    with pytest.raises(Preempted, match=r"SIGTERM: 2 of 7 images are in .*stopped"):
+        predict_module.predict(job, preemption=AfterTwo())
+    content = read_json(output / "detections.json")
+    assert len(content["images"]) + len(content["failed"]) == 2
+    assert (output / "index.html").exists()
 
 
 def test_what_there_is_to_predict_on(photographs, tmp_path, monkeypatch):
