@@ -121,7 +121,8 @@ class Detections:
 
     Attributes:
         boxes: edges in pixels of the canvas (of the file after `unscale`).
-        scores: class probability after suppression.
+        scores: class probability after suppression; times what `score_by_iou` or `score_by_std` of the post-processing
+            say, and with weighted boxes fusion the mean of a cluster.
         classes: dense class index.
         candidate_index: row of `BoxPredictions` that each detection was made from; with `flip` of the post-processing,
             those of the mirrored image follow those of the image.

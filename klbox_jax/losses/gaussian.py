@@ -72,7 +72,8 @@ def gaussian_kl(
 
     `log(s_p / s_l) + (s_l^2 + e^2) / (2 s_p^2) - 1/2`, label first. Its best variance is `s_l^2 + e^2`:
     the noise of the label is a floor. With `u = log(s_l^2 / s_p^2)` it is `(e^u - 1 - u) / 2 + e^2 / (2 s_p^2)`,
-    a sum of two terms that are not negative, which is how it is computed: nothing cancels near agreement.
+    a sum of two terms that are not negative, which is how it is computed: near agreement it is off by a rounding of
+    `u` at most.
 
     Args:
         deltas, log_vars, targets, clamp: as in `gaussian_nll`.

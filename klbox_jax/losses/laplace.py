@@ -57,8 +57,8 @@ def lasernet_kl(
     scale for a fixed error is `b_l exp(-|e| / b_l) + |e|`, which is b_l at least.
 
     With `r = b_l / b_p` and `x = |e| / b_l` it is `(r - 1 - log r) + r (exp(-x) - 1 + x)`, a sum of two terms
-    that are not negative, which is how it is computed: nothing cancels near agreement, and nothing overflows
-    for a small b_l.
+    that are not negative, which is how it is computed: near agreement it is off by a rounding of `log r` and `x` at
+    most, and nothing overflows for a small b_l.
 
     Args:
         deltas, log_vars, targets, clamp: as in `laplace_nll`.

@@ -6,7 +6,7 @@ is NaN.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 
 def masked_sum(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
@@ -22,24 +22,17 @@ def masked_sum(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[A
     return jnp.sum(jnp.where(_broadcast(mask, values), values.astype(jnp.float32), 0.0))
 
 
-def masked_mean(
-    values: Float[Array, "..."],
-    mask: Bool[Array, "..."],
-    *,
-    normalizer: Float[Array, ""] | Int[Array, ""] | float | int | None = None,
-) -> Float[Array, ""]:
-    """`masked_sum` over a count; 0 where nothing counts.
+def masked_mean(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """`masked_sum` over the number of entries of `values` under the mask; 0 where nothing counts.
 
     Args:
         values: any shape.
         mask: as in `masked_sum`.
-        normalizer: what to divide by; the number of entries of `values` under the mask if None. Box losses
-            divide by all valid sampled RoIs, foreground or not. Zero is taken as 1.
 
     Raises:
         ValueError: as `masked_sum`.
     """
-    count = jnp.sum(_broadcast(mask, values)) if normalizer is None else jnp.asarray(normalizer)
+    count = jnp.sum(_broadcast(mask, values))
     return masked_sum(values, mask) / jnp.where(count == 0, 1, count).astype(jnp.float32)
 
 

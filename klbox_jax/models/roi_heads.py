@@ -169,6 +169,9 @@ class RoIHeads(nn.Module):
             samples: the RoIs and what they were matched to.
             key: draws the samples of a sampled loss.
             step: of the training; a loss with a ramp needs it.
+
+        Raises:
+            ValueError: the box loss needs a key, a step, or the label noise of each edge, which is not there.
         """
         foreground = samples.is_foreground & samples.valid
         normalizer = jnp.maximum(samples.valid.sum(), 1)

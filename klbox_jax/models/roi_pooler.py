@@ -2,12 +2,11 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.ops.precise_roi_pooling import multilevel_precise_roi_pool
 from klbox_jax.ops.roi_max_pooling import roi_max_pool
-from klbox_jax.ops.roi_pooling import multilevel_roi_align
+from klbox_jax.ops.roi_pooling import multilevel_roi_align, trim_boxes
 
 POOLING_METHODS = ("align", "precise", "max")
 
@@ -58,7 +57,7 @@ class RoIPooler:
         strides = [2**level for level in self.levels]
         trim = 1.0 if self.plus_one_widths else 0.0
         if self.method == "max":
-            regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
+            regions = trim_boxes(boxes, trim)
             return roi_max_pool(maps[0], regions, output_size=self.resolution, spatial_scale=1.0 / strides[0])
         placement = {
             "strides": strides,

@@ -20,7 +20,7 @@ from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.ops.boxes import clip_to_image, is_nonempty
 from klbox_jax.ops.matcher import match_boxes
-from klbox_jax.ops.nms import hard_nms
+from klbox_jax.ops.nms import suppress_sorted
 from klbox_jax.ops.sampling import subsample_labels
 from klbox_jax.structures import GroundTruth, Proposals
 
@@ -156,7 +156,7 @@ class RPN(nn.Module):
     def losses(
         self, outputs: RPNOutputs, gt: GroundTruth, image_valid, keys: Key[Array, " b"]
     ) -> dict[str, Array]:
-        """Returns `loss_rpn_cls` and `loss_rpn_loc`, each over a constant: anchors sampled times images."""
+        """Returns `loss_rpn_cls` and `loss_rpn_loc`, sums over `batch_size_per_image` times the valid images."""
         anchors = jnp.concatenate(outputs.anchors)
 
         def single(logits, deltas, gt, key):
@@ -211,10 +211,11 @@ def generate_proposals(
     for logits, deltas, level_anchors in zip(objectness_logits, anchor_deltas, anchors, strict=True):
         top_logits, top = jax.lax.top_k(logits, min(pre_nms_topk, logits.shape[0]))
         boxes = clip_to_image(box_coder.decode(deltas[top], level_anchors[top]), image_size, pixel=pixel)
-        kept = hard_nms(boxes, top_logits, is_nonempty(boxes, min_size=min_size), iou_threshold=nms_threshold)
-        level_boxes.append(boxes[kept.indices])
-        level_logits.append(top_logits[kept.indices])
-        level_valid.append(kept.valid)
+        # Sorted already; what NMS leaves need not be, for the best of all are chosen below.
+        kept = suppress_sorted(boxes, is_nonempty(boxes, min_size=min_size), iou_threshold=nms_threshold)
+        level_boxes.append(boxes)
+        level_logits.append(top_logits)
+        level_valid.append(kept)
     boxes, logits, valid = map(jnp.concatenate, (level_boxes, level_logits, level_valid))
     _, best = jax.lax.top_k(jnp.where(valid, logits, -jnp.inf), min(post_nms_topk, valid.shape[0]))
     return Proposals(boxes=boxes[best], objectness_logits=logits[best], valid=valid[best])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from klbox_jax.ops.boxes import clip_to_image, pairwise_iou
+from klbox_jax.ops.boxes import clip_to_image, is_nonempty, paired_iou
 from klbox_jax.structures import AnyArray, GroundTruth
 
 # How much farther the search goes than an unclipped box ever has to: where the border stops the fastest edges,
@@ -65,7 +65,7 @@ def jitter_boxes(
         of its object inside the image is below `min_iou`.
     """
     order_key, target_key, direction_key = jax.random.split(key, 3)
-    may_use = gt.valid & ~gt.is_crowd
+    may_use = gt.valid & ~gt.is_crowd & is_nonempty(gt.boxes)
     order = jnp.argsort(jnp.where(may_use, jax.random.uniform(order_key, may_use.shape), 2.0))
     num_objects = jnp.sum(may_use)
     gt_index = order[jnp.arange(num_samples) % jnp.maximum(num_objects, 1)]
@@ -78,7 +78,7 @@ def jitter_boxes(
 
     def moved(distance):
         boxes = clip_to_image(objects + distance[:, None] * step, image_size)
-        return boxes, jax.vmap(lambda a, b: pairwise_iou(a[None], b[None])[0, 0])(boxes, objects)
+        return boxes, paired_iou(tuple(boxes.T), tuple(objects.T))
 
     def bisect(_, interval):
         near, far = interval

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, pool_with_matrices
+from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, pool_with_matrices, trim_boxes
 
 # Narrowest bin, in cells. The mean over a bin tends to the value at a point as the bin shrinks; dividing by
 # the width of an even narrower one would only magnify rounding.
@@ -114,11 +114,10 @@ def multilevel_precise_roi_pool(
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
     )
-    regions = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
     return sum(
         precise_roi_pool(
             level_features,
-            regions,
+            trim_boxes(boxes, trim),
             output_size=output_size,
             spatial_scale=1.0 / stride,
             aligned=aligned,

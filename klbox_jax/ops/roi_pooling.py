@@ -206,6 +206,11 @@ def assign_boxes_to_levels(
     return jnp.clip(levels, min=min_level, max=max_level).astype(jnp.int32) - min_level
 
 
+def trim_boxes(boxes: Float[Array, "r 4"], trim: float) -> Float[Array, "r 4"]:
+    """Moves the right and the lower edges in by `trim` pixels."""
+    return boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
+
+
 def multilevel_roi_align(
     features: Sequence[Float[Array, "_h _w c"]],
     boxes: Float[Array, "r 4"],
@@ -236,9 +241,8 @@ def multilevel_roi_align(
         canonical_box_size=canonical_box_size,
         canonical_level=canonical_level,
     )
-    trimmed = boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
     regions = tuple(
-        _regions(trimmed, spatial_scale=1.0 / stride, aligned=aligned)
+        _regions(trim_boxes(boxes, trim), spatial_scale=1.0 / stride, aligned=aligned)
         for _, stride in zip(features, strides, strict=True)
     )
     return _align(tuple(features), regions, levels, output_size, sampling_ratio)

@@ -113,7 +113,7 @@ def weighted_boxes_fusion(
     drops empty boxes and breaks ties otherwise.
 
     Clusters depend on boxes that move while they are made, so this is a loop over the valid candidates, N work
-    in each turn. Gradients are those of the means, with the clusters held fixed.
+    in each turn; the means take N x N weights. Gradients are those of the means, with the clusters held fixed.
 
     Args:
         candidate_boxes: all boxes of an image, without any suppression.

@@ -43,9 +43,11 @@ def suppress(
         Best first; ties go to the lower row.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, or `iou_guided` without predicted IoUs.
     """
     if method == "iou_guided":
+        if predicted_ious is None:
+            raise ValueError("Suppression 'iou_guided' needs predicted_ious, those of an IoU head.")
         return iou_guided_nms(
             boxes,
             scores,

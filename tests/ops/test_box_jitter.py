@@ -57,6 +57,13 @@ def test_crowds_and_padding_are_left_alone_and_the_rest_shared_out():
     assert len(odd_ones) > 1
 
 
+def test_objects_without_area_are_left_alone():
+    gt = ground_truth([[40, 30, 70, 50], [10, 10, 10, 30], [20, 40, 50, 40]])
+    found = jitter(jax.random.key(0), gt)
+    assert found.valid.all()
+    assert not found.gt_index.any()
+
+
 def test_more_objects_than_rows():
     found = jitter(
         jax.random.key(0), ground_truth([[i, i, i + 20, i + 30] for i in range(40)]), num_samples=8

@@ -73,6 +73,12 @@ def test_soft_methods_are_soft_nms():
         assert (ours.scores[1:] < SCORES[1:]).any()
 
 
+def test_iou_guided_needs_predictions():
+    boxes, one = jnp.array([[0.0, 0.0, 4.0, 4.0]]), jnp.ones(1)
+    with pytest.raises(ValueError, match="needs predicted_ious"):
+        suppress(boxes, one, jnp.zeros(1, jnp.int32), one > 0, method="iou_guided", max_outputs=1)
+
+
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match="soft_gaussian"):
         suppress(CHAIN, SCORES, ONE_CLASS, ALL, method="matrix", max_outputs=3)
