@@ -12,7 +12,6 @@ the other. Writes full_scale.json and prints a table. torchvision is the extra `
 import functools
 import json
 import pathlib
-import resource
 import subprocess
 import sys
 import time
@@ -21,16 +20,14 @@ from typing import Any
 
 from absl import app, flags
 
-# A process starts with the peak of the one that starts it, and neither framework should pay for the other: so both
-# are imported where they are used.
+from experiments.speed.memory import peak_bytes
+
+# Both frameworks are imported where they are used: neither should pay for the other.
 
 CONFIG = "configs/faster_rcnn_resnet50_fpn.py"
 CANVAS = (800, 1344)
 NUM_CLASSES = 80
 NUM_OBJECTS = 10
-
-_OUTPUT = flags.DEFINE_string("output", "runs/full_scale", "Folder of full_scale.json.")
-_PART = flags.DEFINE_string("part", "", "Measure this one here, and print its numbers as JSON.")
 
 
 def image_and_objects():
@@ -184,9 +181,7 @@ def _main(argv: list[str]) -> None:
     if _PART.value:
         function, train = PARTS[_PART.value]
         seconds = function(train=train)
-        # Linux counts in units of 1024 bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"peak_gb": peak / 1e9} | seconds))
+        print(json.dumps({"peak_gb": peak_bytes() / 1e9} | seconds))
         return
     measured = {part: measure(part) for part in PARTS}
     output = pathlib.Path(_OUTPUT.value)
@@ -196,4 +191,7 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Not at the top: other experiments have flags of these names, and tests import them into one process.
+    _OUTPUT = flags.DEFINE_string("output", "runs/full_scale", "Folder of full_scale.json.")
+    _PART = flags.DEFINE_string("part", "", "Measure this one here, and print its numbers as JSON.")
     app.run(_main)

@@ -76,14 +76,23 @@ def rows_of(network: str) -> tuple[Row, ...]:
         return (*plain, row("soft_gaussian", "iou"), row("soft_gaussian", "iou_score"))
     if network != "kl":
         return (*plain, row("hard", "variance"), row("soft_gaussian", "variance"))
-    votings = ("variance", "variance_score", "iou", "iou_score", "box_voting", "wbf", "bayes")
+    # Each at its own sigma_t, where it has one of its own.
+    votings: dict[str, dict[str, Any]] = {
+        "variance": {},
+        "variance_score": {"sigma_t": 0.05},
+        "iou": {},
+        "iou_score": {},
+        "box_voting": {},
+        "wbf": {},
+        "bayes": {},
+    }
     return (
         *plain,
         row("soft_linear", "none"),
         *(
-            row(suppression, voting)
+            row(suppression, voting, **settings)
             for suppression in ("hard", "soft_linear", "soft_gaussian")
-            for voting in votings
+            for voting, settings in votings.items()
         ),
         row("soft_gaussian", "variance", "fused", voting_variance="fused"),
         row("soft_gaussian", "variance", "winner", voting_variance="winner"),

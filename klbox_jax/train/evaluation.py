@@ -24,7 +24,7 @@ from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preempted, Preemption
 from klbox_jax.train.sample_pictures import draw_samples
 from klbox_jax.train.temperature import load_temperature
-from klbox_jax.train.workdir import current_versions, is_writer, write_json
+from klbox_jax.train.workdir import current_versions, is_writer, read_json, write_json
 from klbox_jax.train.writer import MetricWriter, Progress
 
 UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
@@ -53,10 +53,11 @@ class Evaluation:
     def __call__(self, params: Any, step: int) -> dict[str, dict[str, Any]]:
         """Returns the metrics of each setting.
 
-        Writes `eval/<step>/<name>/detections.json` and `metrics.json`, the headline numbers to metrics.jsonl
-        and TensorBoard, pictures of a few images to TensorBoard, and the AP of each class to the log. Where
-        `--mode=calibrate` fitted a temperature to this step and setting, `uncertainty_calibrated` is that of the
-        scaled stds; `detections.json` has them as they came from the network.
+        Writes `eval/<step>/<name>/detections.json` and `metrics.json`, the headline numbers to metrics.jsonl and
+        TensorBoard (as `val/...`, those of another split than the run's own under its name), pictures of a few images
+        to TensorBoard, and the AP of each class to the log. Where `--mode=calibrate` fitted a temperature to this
+        step and setting, `uncertainty_calibrated` is that of the scaled stds; `detections.json` has them as they came
+        from the network.
 
         Raises:
             Preempted: it was told to stop before all detections were scored; nothing of them is written.
@@ -90,9 +91,10 @@ class Evaluation:
                 # The metrics come last: where they stand, the evaluation is whole.
                 write_json(folder / "metrics.json", {**numbers, **provenance})
             self._log(name, numbers, step)
+        group = self._group()
         with MetricWriter(job.workdir) as writer:
             for name, numbers in metrics.items():
-                prefix = f"val/{name}/" if name else "val/"
+                prefix = f"{group}/{name}/" if name else f"{group}/"
                 headlines = (*HEADLINES, *FURTHER_HEADLINES)
                 scalars = {prefix + key: numbers[key] for key in headlines if key in numbers}
                 scalars |= {f"{prefix}AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
@@ -103,7 +105,7 @@ class Evaluation:
             if is_writer():
                 first, rows = next(iter(results.items()))
                 pictures = draw_samples(job.eval_source, rows, count=job.config.evaluation.num_pictures)
-                prefix = f"val_pictures/{first}/" if first else "val_pictures/"
+                prefix = f"{group}_pictures/{first}/" if first else f"{group}_pictures/"
                 writer.write_images(step, {prefix + name: picture for name, picture in pictures.items()})
         logging.info("%d traces of the eval step", self._step._cache_size())
         return metrics
@@ -134,6 +136,12 @@ class Evaluation:
                 self._stop_if_told(step)
 
             return evaluator(params, batches, on_batch=on_batch)
+
+    def _group(self) -> str:
+        """`val` for the run's own evaluation split, on which its best step is chosen, else the split's name."""
+        split, file = self._job.config.data.eval_split, self._job.workdir.config
+        own = read_json(file)["data"].get("eval_split", split) if file.exists() else split
+        return "val" if split == own else split
 
     def _stop_if_told(self, step: int) -> None:
         if stopped_by := self._preemption.signal():

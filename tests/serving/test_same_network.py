@@ -3,7 +3,9 @@
 import pytest
 
 from klbox_jax.main import run
-from klbox_jax.train.workdir import read_json, write_json
+from klbox_jax.train.best import scores
+from klbox_jax.train.workdir import Workdir, read_json, write_json
+from klbox_jax.train.writer import read_metrics
 from tests.coco_folder import write_folder
 from tests.serving.thin_run import write_run
 from tests.thin import coco_config
@@ -50,6 +52,14 @@ def test_other_classes_are_refused(folder, pond):
         evaluate(folder, pond)
 
 
+def test_another_split_has_no_part_in_what_is_best(folder, pond):
+    assert "AP" in evaluate(folder, pond, **{"data.eval_split": "train"})[""]
+    names = set().union(*read_metrics(folder / "metrics.jsonl"))
+    assert "train/AP" in names
+    assert not scores(Workdir(folder), "AP")
+
+
 def test_what_chooses_among_proposals_may_change(folder, pond):
     fields = {"model.rpn.nms_threshold": 0.5, "model.box_loss_settings.ramp_steps": 7}
-    assert "AP" in evaluate(folder, pond, **fields)[""]
+    found = evaluate(folder, pond, **fields)[""]
+    assert list(scores(Workdir(folder), "AP").values()) == [pytest.approx(found["AP"])]
