@@ -4,8 +4,8 @@
         --config.data.root=path/to/aquarium --config.model.init_weights=path/to/mobilenet_v2.pth \
         --workdir=runs/aquarium_kl --mode=train_and_eval
 
-Measured on the Aquarium photographs, mean of seeds 0 to 2, 27 minutes of training on one CPU core: AP 27.6, AP80 12.7;
-`loss=smooth_l1,suppression=hard`: AP 25.9, AP80 9.5. The backbone starts from torchvision's ImageNet weights.
+Measured on the Aquarium photographs, mean of seeds 0 to 4, 27 minutes of training on one CPU core: AP 27.3, AP80 12.2;
+`loss=smooth_l1,suppression=hard`: AP 26.0, AP80 9.7. The backbone starts from torchvision's ImageNet weights.
 `data=coco` reads a folder in COCO's layout.
 """
 
