@@ -47,6 +47,10 @@ ROWS = {
     "kl_soft_nms": "KL Loss + soft-NMS",
     FULL: "KL Loss + voting + soft-NMS",
 }
+FURTHER_ROWS = {
+    "box_voting": "smooth-L1 + MR-CNN box voting",
+    "iou_net": "IoU-Net (guided NMS + refinement)",
+}
 PAIRS = {
     ("soft_nms", "baseline"): "soft-NMS",
     ("kl", "baseline"): "KL Loss",
@@ -65,6 +69,11 @@ BEYOND_PAIRS = {
     ("ours_flip", FULL): "`ours_flip`, over the paper's best row",
     ("ours_flip", "flip"): "`ours_flip`, over the paper's best row, mirrored too",
 }
+
+
+def labelled(*names: str) -> dict[str, str]:
+    """Returns the text of each row."""
+    return {name: (ROWS | FURTHER_ROWS)[name] for name in names}
 
 
 def seeds_table(title: str, file: str, metrics: Sequence[str] = METRICS) -> Table:
@@ -163,14 +172,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "methods": methods_table,
     "Tables 5 and 6": Table(
         "row",
-        {
-            "baseline": "smooth-L1",
-            "soft_nms": "smooth-L1 + soft-NMS",
-            "iou_net": "IoU-Net (guided NMS + refinement)",
-            "kl": "KL Loss",
-            "kl_voting": "KL Loss + voting",
-            FULL: "KL Loss + voting + soft-NMS",
-        },
+        labelled("baseline", "soft_nms", "iou_net", "kl", "kl_voting", FULL),
         [
             *((metric, value("table5_mini/table.json", metric)) for metric in ("AP", "AP50", "AP75", "AP90")),
             ("AP_voc", value("table6_mini/table.json", "AP_voc")),
@@ -180,15 +182,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     ),
     "Table 2": Table(
         "Table 2",
-        {
-            "baseline": "smooth-L1",
-            "box_voting": "MR-CNN box voting",
-            "soft_nms": "soft-NMS",
-            "iou_net": "IoU-guided NMS + refinement",
-            "kl": "KL Loss",
-            "kl_voting": "KL Loss + voting",
-            FULL: "KL Loss + voting + soft-NMS",
-        },
+        labelled("baseline", "box_voting", "soft_nms", "iou_net", "kl", "kl_voting", FULL),
         [
             *((metric, value("table2_mini/table.json", metric)) for metric in ("AP", "AP50", "AP80", "AP90")),
             ("mask AP", value("table2_mini/table.json", "mask_AP")),
