@@ -24,7 +24,7 @@ from klbox_jax.train.checkpoints import CheckpointError, restore_params
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import train
 from klbox_jax.train.preemption import Preempted, Preemption
-from klbox_jax.train.workdir import Workdir, is_writer, write_json
+from klbox_jax.train.workdir import Workdir
 
 MODES = ("train", "eval", "train_and_eval", "calibrate", "predict", "export")
 
@@ -81,10 +81,9 @@ def _train(
     job.check(settings.values(), train=True, evaluate=evaluates)
     with job.workdir.lock(), Preemption() as preemption:
         job.workdir.prepare(job.config.to_dict(), allow_config_change=allow_config_change)
-        if is_writer():
-            source = job.train_source
-            classes = {"names": source.class_names, "category_ids": source.category_ids}
-            write_json(job.workdir.classes, classes)
+        job.workdir.keep_classes(
+            job.train_source.class_names, job.train_source.category_ids, allow_change=allow_config_change
+        )
         evaluation = _evaluation(job, settings, preemption) if evaluates else None
         state = train(job, evaluate=evaluation, preemption=preemption)
         return evaluation(state.params, int(state.step)) if evaluates else {}

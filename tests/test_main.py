@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from klbox_jax.main import exit_with_one_line, run
-from klbox_jax.train.workdir import Workdir, read_json
+from klbox_jax.train.workdir import Workdir, read_json, write_json
 from tests.coco_folder import content, write_annotations, write_folder
 from tests.thin import coco_config
 
@@ -190,6 +190,10 @@ def test_training_keeps_the_classes(root, tmp_path, monkeypatch):
         "names": ["fish", "ray"],
         "category_ids": [3, 7],
     }
+    write_json(tmp_path / "run" / "classes.json", {"names": ["ray", "fish"], "category_ids": [3, 7]})
+    with pytest.raises(ValueError, match="was trained on the classes"):
+        run(coco_config(root), str(tmp_path / "run"), "train")
+    assert run(coco_config(root), str(tmp_path / "run"), "train", allow_config_change=True) == {}
 
 
 def test_a_traceback_on_request(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ import os
 import pathlib
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -190,6 +190,40 @@ class Workdir:
         if is_writer():
             write_json(self.versions, current_versions())
             write_json(self.config, new)
+
+    def keep_classes(
+        self, names: Sequence[str], category_ids: Sequence[int], *, allow_change: bool = False
+    ) -> None:
+        """Writes classes.json, or refuses where the run has learnt other classes.
+
+        The head knows a class by its index alone: where a data set's classes were renamed or reordered, a
+        training that went on would teach each output another class.
+
+        Args:
+            names: of the data set's classes, in the order of the dense class index.
+            category_ids: the data set's own ids, in the same order; these may differ from the run's.
+            allow_change: go on with other names.
+
+        Raises:
+            WorkdirError: the names differ from those in classes.json, or that file cannot be read.
+        """
+        if self.classes.exists():
+            try:
+                kept = read_json(self.classes)["names"]
+            except (ValueError, TypeError, KeyError):
+                raise WorkdirError(
+                    f"{self.classes} does not hold the names of a run's classes; restore or delete that file"
+                ) from None
+            if kept != list(names):
+                change = f"{self.path} was trained on the classes {kept}, but the data set has {list(names)}"
+                if not allow_change:
+                    raise WorkdirError(
+                        f"{change}; choose another --workdir, restore the data set, or go on with these classes "
+                        "with --allow_config_change"
+                    )
+                logging.warning("%s", change)
+        if is_writer():
+            write_json(self.classes, {"names": names, "category_ids": category_ids})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -56,6 +56,33 @@ def test_the_same_config_resumes_whether_tuple_or_list(tmp_path):
     assert workdir.config.stat().st_mtime_ns == before
 
 
+def test_a_run_keeps_its_classes(tmp_path, caplog):
+    workdir = Workdir(tmp_path)
+    workdir.keep_classes(("fish", "ray"), (3, 7))
+    assert read(workdir.classes) == {"names": ["fish", "ray"], "category_ids": [3, 7]}
+    # A data set's own ids are no matter of the head's.
+    workdir.keep_classes(("fish", "ray"), (1, 2))
+    assert read(workdir.classes) == {"names": ["fish", "ray"], "category_ids": [1, 2]}
+    with pytest.raises(
+        WorkdirError, match=r"on the classes \['fish', 'ray'\], but .* \['ray', 'fish'\]; choose"
+    ):
+        workdir.keep_classes(("ray", "fish"), (1, 2))
+    assert read(workdir.classes)["names"] == ["fish", "ray"]
+    with caplog.at_level(logging.WARNING):
+        workdir.keep_classes(("ray", "fish"), (1, 2), allow_change=True)
+    assert "was trained on the classes ['fish', 'ray']" in caplog.text
+    assert read(workdir.classes)["names"] == ["ray", "fish"]
+
+
+@pytest.mark.parametrize("content", ["[1", "[]", "{}"])
+def test_damaged_classes_are_told(content, tmp_path):
+    workdir = Workdir(tmp_path)
+    workdir.classes.write_text(content)
+    with pytest.raises(WorkdirError, match=r"classes\.json .*restore or delete that file"):
+        workdir.keep_classes(("fish",), (3,))
+    assert workdir.classes.read_text() == content
+
+
 def test_each_differing_field_is_listed(tmp_path):
     workdir = Workdir(tmp_path)
     workdir.prepare(CONFIG)
