@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from experiments.growth.collectives import IMAGES_A_DEVICE
 from experiments.growth.extrapolate import CHIPS, Assumed, Step, Work
 from experiments.growth.fit import LEAST_SHARE, MOST_LINEAR
-from experiments.growth.tables import devices_table, extrapolation_table, growth_table, verdict
+from experiments.growth.tables import devices_table, extrapolation_table, growth_table, scatter, verdict
 
 NOT_RUN = "Not run."
 
@@ -135,7 +135,7 @@ def page(
     )
     return TEXT.format(
         meta=result["meta"],
-        verdict=verdict(axes) if axes else NOT_RUN,
+        verdict=f"{verdict(axes)}\n{scatter(axes)}".rstrip() if axes else NOT_RUN,
         **tables,
         clock="processor time, of all cores," if result["quick"] else "seconds",
         most_linear=MOST_LINEAR,

@@ -1,5 +1,6 @@
 """The tables of docs/scaling.md, from the records of growth.json."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from experiments.growth.extrapolate import Step
@@ -125,4 +126,24 @@ def extrapolation_table(rows: Sequence[tuple[str, Step]]) -> str:
             )
             for name, step in rows
         ],
+    )
+
+
+def scatter(records: Sequence[Mapping]) -> str:
+    """Returns a sentence on how well the times repeat; empty where no size took longer than the next one.
+
+    Less work in more time is no growth but the machine's other business, so it bounds the noise from below.
+    """
+    falls = [
+        (seconds / of_double, record)
+        for record in records
+        if record["enters"]
+        for seconds, of_double in itertools.pairwise(record["costs"]["seconds"])
+    ]
+    worst, record = max(falls, key=lambda fall: fall[0], default=(0.0, None))
+    if worst <= 1.0:
+        return ""
+    return (
+        f"Times scatter: one size took up to {worst:.1f} times as long as its double ({record['label']}, "
+        f"{record['step']} step)."
     )

@@ -190,6 +190,14 @@ def axis_record(field="batch", step="train", p=1.0):
     }
 
 
+def test_less_work_in_more_time_is_told_as_noise():
+    calm, restless, same = axis_record(), axis_record("rois"), axis_record("slots") | {"enters": False}
+    assert tables.scatter([calm, same]) == ""
+    assert tables.scatter([]) == ""
+    restless["costs"]["seconds"] = [1.0, 3.0, 2.0, 4.0, 3.0]
+    assert "up to 1.5 times as long as its double (rois, train step)" in tables.scatter([calm, restless])
+
+
 def test_the_verdict_excuses_the_iou_matrix_alone():
     assert "Nothing grows faster than linearly**" in tables.verdict([axis_record()])
     matrix = axis_record("proposals", p=2.0)
