@@ -1,9 +1,12 @@
 """Strict numerics, four simulated devices, and one shared compilation cache for every test."""
 
+import gc
 import os
 
 import jax
+import pytest
 from absl import flags
+from jax.sharding import AxisType
 
 
 def pytest_configure(config):
@@ -20,3 +23,29 @@ def pytest_configure(config):
     cache = os.environ.get("KLBOX_TEST_CACHE", os.path.join(config.rootpath, ".cache", "jax_tests"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    config.addinivalue_line(
+        "markers", "four_devices: the module's runs share four devices, as a run shares all there are"
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device(request):
+    """Runs of the module take one of the four devices, for which XLA compiles in half the time, unless it is marked."""
+    if request.node.get_closest_marker("four_devices"):
+        yield
+        return
+    # Not at the top, for jaxtyping wraps what is imported after this file.
+    from klbox_jax import distributed
+
+    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "make_mesh", lambda: one)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sparing_collector():
+    """Keeps Python's collector from going, ever slower, through the programs of the modules before."""
+    yield
+    gc.collect()
+    gc.freeze()

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from klbox_jax import distributed
 
+pytestmark = pytest.mark.four_devices
+
 VARIABLES = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",

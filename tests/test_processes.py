@@ -17,6 +17,8 @@ from klbox_jax.train.workdir import Workdir, read_json
 from klbox_jax.train.writer import read_metrics
 from tests.thin import scenes_config
 
+pytestmark = pytest.mark.four_devices
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import os, signal, sys

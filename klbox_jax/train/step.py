@@ -1,5 +1,6 @@
 """One step of training: a pure function, compiled once for each canvas."""
 
+import os
 from collections.abc import Callable
 
 import jax
@@ -36,8 +37,9 @@ def lower_create_state(
 
 def compile_and_create_state(lowered: jax.stages.Lowered, *, seed: int) -> TrainState:
     """Returns the `TrainState` of step 0 from the program of `lower_create_state`."""
-    # Another platform may not know the option.
-    options = INIT_COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
+    # Another platform may not know the option, and a level that was asked for by XLA_FLAGS stays.
+    asked_for = any(name in os.environ.get("XLA_FLAGS", "") for name in INIT_COMPILER_OPTIONS)
+    options = INIT_COMPILER_OPTIONS if jax.default_backend() == "cpu" and not asked_for else None
     return lowered.compile(options)(jax.random.key(seed))
 
 

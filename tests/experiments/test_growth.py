@@ -19,6 +19,8 @@ from klbox_jax.train.step import compile_train_step, create_state
 from klbox_jax.train.workdir import write_json
 from tests.thin import random_batch, thin_model
 
+pytestmark = pytest.mark.four_devices
+
 SIZES = (4, 8, 16, 32, 64)
 
 

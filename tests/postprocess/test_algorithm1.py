@@ -67,7 +67,10 @@ def padded(sets, dtype):
     }
 
 
-@functools.partial(jax.jit, static_argnames=("method", "group"))
+# At the tests' level of optimisation the images take three times as long as now, and longer than to compile.
+@functools.partial(
+    jax.jit, static_argnames=("method", "group"), compiler_options={"xla_backend_optimization_level": 2}
+)
 def suppress_and_vote(arrays, *, method, group):
     options = SETTINGS[group]
 

@@ -24,6 +24,8 @@ from tests.coco_folder import write_folder
 from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run
 from tests.thin import coco_config
 
+pytestmark = pytest.mark.four_devices
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -16,6 +16,8 @@ from klbox_jax import distributed
 from klbox_jax.train.checkpoints import CheckpointError, Checkpoints, find_fault, find_steps, restore_params
 from klbox_jax.train.state import TrainState
 
+pytestmark = pytest.mark.four_devices
+
 
 def make_state(step, seed=0):
     keys = jax.random.split(jax.random.key(seed + step), 3)

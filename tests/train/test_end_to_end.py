@@ -22,6 +22,8 @@ from klbox_jax.train.workdir import Workdir, WorkdirError, read_json
 from klbox_jax.train.writer import read_metrics
 from tests.thin import scenes_config
 
+pytestmark = pytest.mark.four_devices
+
 ROOT = pathlib.Path(__file__).parents[2]
 # Trains as the command line does. Told to stop in its second step, it ends with a status; started again, it goes on
 # from there, and is killed when it asks for the sixth batch: the fifth step is then running, the fourth is recorded,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from klbox_jax.distributed import make_mesh, put_batch, replicated
+from klbox_jax import distributed
 from klbox_jax.train.first_state import dummy_batch
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.train.step import compile_train_step, create_state
@@ -31,7 +31,9 @@ def parts(dtype):
     fields = {name: config[name] for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")}
     optimizer = make_optimizer(schedule=schedule, **fields)
     model = thin_model("loss=kl", **{"model.dtype": dtype})
-    step = compile_train_step(make_mesh(), model=model, optimizer=optimizer, schedule=schedule, seed=0)
+    step = compile_train_step(
+        distributed.make_mesh(), model=model, optimizer=optimizer, schedule=schedule, seed=0
+    )
     if dtype == "bfloat16":  # whose parameters are float32 too
         return step, parts("float32")[1]
     return step, jax.device_get(create_state(model, optimizer, batch=dummy_batch(CANVAS), seed=0))
@@ -71,13 +73,13 @@ def noise(batch):
     "change", [clean, far_labels, filled(0), filled(255), noise], ids=lambda f: f.__name__
 )
 def test_training_survives(dtype, change):
-    mesh = make_mesh()
+    mesh = distributed.make_mesh()
     step, start = parts(dtype)
-    state = jax.device_put(start, replicated(mesh))
+    state = jax.device_put(start, distributed.replicated(mesh))
     # Bad batches from the first step on, and then sound ones.
     for number in range(6):
         batch = random_batch(size=4, canvas=CANVAS, seed=number)
-        state, scalars = step(state, put_batch(change(batch) if number < 3 else batch, mesh))
+        state, scalars = step(state, distributed.put_batch(change(batch) if number < 3 else batch, mesh))
         broken = [name for name, value in jax.device_get(scalars).items() if not np.isfinite(value)]
         assert not broken, f"step {number + 1}"
     state = jax.device_get(state)
