@@ -34,8 +34,8 @@ class TfdsSource:
     `coco/2017`, `voc/2007` and `voc/2012` are such sets. There are no masks.
 
     Categories are numbered from 1 in the order of the labels: the set does not hold the ids of its origin. Where
-    there is no integer `image/id` the images are numbered from 1. A record's `is_crowd` marks crowds and difficult
-    objects.
+    there is no integer `image/id` the images are numbered from 1. An image's `file_name` is its place in the prepared
+    split, so that an image has the same in every slice. A record's `is_crowd` marks crowds and difficult objects.
     """
 
     name: str
@@ -83,10 +83,12 @@ class TfdsSource:
                 f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}."
             ) from error
         records, faults, rows = [], [], []
-        for row, example in enumerate(self._examples):
+        places = _places(builder, split)
+        for row, (example, (part, number)) in enumerate(zip(self._examples, places, strict=True)):
             try:
                 image_id = int(example["image/id"]) if has_ids else row + 1
-                records.append(self._make_record(example, image_id, folder / split))
+                file_name = f"{folder}/{part}/{image_id if has_ids else number}"
+                records.append(self._make_record(example, image_id, file_name))
                 rows.append(row)
             except DataError as error:
                 faults.append(error.fault)
@@ -112,8 +114,7 @@ class TfdsSource:
         """Returns the COCO dictionary of the records."""
         return coco_dictionary(self)
 
-    def _make_record(self, example: dict[str, Any], image_id: int, folder: Path) -> Record:
-        file_name = f"{folder}/{image_id}"
+    def _make_record(self, example: dict[str, Any], image_id: int, file_name: str) -> Record:
         height, width = stored_size(example["image"], file_name)
         objects = example["objects"]
         y1, x1, y2, x2 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
@@ -145,6 +146,16 @@ class TfdsSource:
             classes=classes,
             is_crowd=is_crowd,
         )
+
+
+def _places(builder: Any, split: str) -> list[tuple[str, int]]:
+    """Returns for each example of `split` its prepared split and its number there, from 1."""
+    splits = builder.info.splits
+    places = []
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
+        end = splits[part.splitname].num_examples if part.to is None else part.to
+        places += [(part.splitname, row + 1) for row in range(part.from_ or 0, end)]
+    return places
 
 
 def _error(file: str, kind: str, record: str, what: str, remedy: str) -> DataError:

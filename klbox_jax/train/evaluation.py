@@ -49,9 +49,10 @@ class Evaluation:
         self._preemption = preemption or Preemption()
         self._settings = dict(settings)
         self._step = compile_eval_step(job.mesh, model=job.model, settings=self._settings)
+        self._latest: tuple[int | None, dict[str, dict[str, Any]]] = None, {}
 
     def __call__(self, params: Any, step: int) -> dict[str, dict[str, Any]]:
-        """Returns the metrics of each setting.
+        """Returns the metrics of each setting; asked for the same step again, those that it found.
 
         Writes `eval/<step>/<name>/detections.json` and `metrics.json`, the headline numbers to metrics.jsonl and
         TensorBoard (as `val/...`, those of another split than the run's own under its name), pictures of a few images
@@ -62,6 +63,8 @@ class Evaluation:
         Raises:
             Preempted: it was told to stop before all detections were scored; nothing of them is written.
         """
+        if self._latest[0] == step:  # as where a training ends early, with an evaluation
+            return self._latest[1]
         job = self._job
         started = time.perf_counter()
         results = self.detections(params, job.eval_source, job.eval_plan, step=step)
@@ -108,6 +111,7 @@ class Evaluation:
                 prefix = f"{group}_pictures/{first}/" if first else f"{group}_pictures/"
                 writer.write_images(step, {prefix + name: picture for name, picture in pictures.items()})
         logging.info("%d traces of the eval step", self._step._cache_size())
+        self._latest = step, metrics
         return metrics
 
     def detections(self, params: Any, source: Source, plan: EvalPlan, *, step: int) -> dict[str, list[dict]]:

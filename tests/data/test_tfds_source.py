@@ -24,6 +24,7 @@ class Pond(tfds.core.GeneratorBasedBuilder):
     url_infos = None
     objects = OBJECTS
     image_ids = (7, 5, 6)
+    has_ids = True
 
     def _info(self):
         features = {
@@ -38,6 +39,8 @@ class Pond(tfds.core.GeneratorBasedBuilder):
                 }
             ),
         }
+        if not self.has_ids:
+            del features["image/id"]
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
@@ -50,11 +53,12 @@ class Pond(tfds.core.GeneratorBasedBuilder):
             image = io.BytesIO()
             Image.new("RGB", (30, 20 + i), (0, 0, 99)).save(image, "JPEG")
             image.seek(0)
+            ids = {"image/id": self.image_ids[i]} if self.has_ids else {}
             yield (
                 i,
-                {
+                ids
+                | {
                     "image": image,
-                    "image/id": self.image_ids[i],
                     "image/filename": f"{i}.jpg",
                     "objects": [
                         {"bbox": tfds.features.BBox(*box), "label": label, "is_difficult": difficult}
@@ -120,6 +124,22 @@ def test_versions_and_slices(data_dir):
         assert len(TfdsSource("pond", "train", data_dir=str(data_dir)).records) == 3
     finally:
         (data_dir / "pond" / "1.10.0").rmdir()
+
+
+def test_an_image_has_one_name_in_every_slice(data_dir, tmp_path, monkeypatch):
+    def names(split, folder=data_dir):
+        return [record.file_name for record in TfdsSource("pond", split, data_dir=folder).records]
+
+    whole = names("train")
+    assert len(set(whole)) == 3
+    assert names("train[:2]") == whole[:2]
+    assert names("train[-2:]") == whole[1:]
+    assert names("train[67%:]") == whole[2:]
+    assert names("train[2:]+train[:1]") == [whole[2], whole[0]]
+    # Without ids of its own an image is known by its place.
+    monkeypatch.setattr(Pond, "has_ids", False)
+    _prepare(Pond, tmp_path)
+    assert [name.rpartition("/")[2] for name in names("train[1:]", tmp_path)] == ["2", "3"]
 
 
 def test_what_is_not_there_is_named(data_dir):

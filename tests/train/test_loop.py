@@ -288,6 +288,24 @@ def test_a_run_without_better_evaluations_ends_early(tmp_path, monkeypatch, capl
     assert find_steps(job.workdir.checkpoints) == [2, 4]
 
 
+def test_the_last_step_of_a_run_that_ends_early_is_evaluated_once(tmp_path, monkeypatch):
+    use_toy(monkeypatch)
+    seen = []
+
+    def nothing(self, params, source, plan, *, step):
+        seen.append(step)
+        return {"": []}
+
+    monkeypatch.setattr(evaluation.Evaluation, "detections", nothing)
+    config = toy_config(tmp_path, **BEST | {"train.early_stopping_patience": 2})
+    metrics = main.run(config, str(tmp_path / "run"), "train_and_eval")
+    # Nothing is found, so that no evaluation is better than the first.
+    assert seen == [1, 2, 3]
+    assert metrics[""]["AP"] == 0
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if "val/AP" in record] == seen
+
+
 def test_a_metric_that_no_evaluation_has_is_told(tmp_path):
     job = toy_job(tmp_path, **BEST | {"train.keep_best": "mask_AP"})
     evaluate, _ = evaluator_of(job, [10.0])
