@@ -13,6 +13,8 @@ def pytest_configure(config):
     """Runs before any test module is imported, and so before JAX starts its backend."""
     # grain reads absl flags; outside an absl app nobody parses them.
     flags.FLAGS.mark_as_parsed()
+    # As in `klbox_jax.main`: tracing makes many objects and hardly any cycles.
+    gc.set_threshold(100_000)
     # Tests compile far more than they compute. The older emitters compile in two thirds of the time, and a program in
     # one piece sooner than in several, as two workers keep both cores busy. `make table1` compiles as users do.
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -41,11 +43,3 @@ def one_device(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "make_mesh", lambda: one)
         yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sparing_collector():
-    """Keeps Python's collector from going, ever slower, through the programs of the modules before."""
-    yield
-    gc.collect()
-    gc.freeze()
