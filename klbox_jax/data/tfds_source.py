@@ -34,8 +34,9 @@ class TfdsSource:
     `coco/2017`, `voc/2007` and `voc/2012` are such sets. There are no masks.
 
     Categories are numbered from 1 in the order of the labels: the set does not hold the ids of its origin. Where
-    there is no integer `image/id` the images are numbered from 1. An image's `file_name` is its place in the prepared
-    split, so that an image has the same in every slice. A record's `is_crowd` marks crowds and difficult objects.
+    there is no integer `image/id` the images are numbered from 1. An image's `file_name` is the prepared split with
+    its id, or its number there, and so the same in every slice. A record's `is_crowd` marks crowds and
+    difficult objects.
     """
 
     name: str
