@@ -8,7 +8,7 @@ Nothing is trained: the networks are those with KL Loss that `experiments.table1
 `choose` evaluates the first seed's network under every one of `SETTINGS` on the calibration images of the scenes,
 which are neither trained on nor reported. What was found there is frozen in `OURS`, of one forward pass like the paper,
 and in `OURS_FLIP`, of a second one of the mirrored image too. `report` evaluates these two on the validation images, on
-the networks of the other seeds (of all seeds of `aquarium`, which had no part in the choice), and holds them against
+the networks of the other seeds (of all seeds of `aquarium` and `blood_cells`, which had no part in the choice), and holds them against
 the paper's row `kl_voting_soft_nms`, and the second against that row with the mirrored image, `flip`, too. It also asks
 what was foretold of the paper's row over the baseline.
 
@@ -284,7 +284,7 @@ def report(workdir: pathlib.Path) -> str:
 def main(argv: list[str]) -> None:
     """Runs one of the two stages."""
     del argv
-    runs.check_preset("beyond", "mini", "aquarium")
+    runs.check_preset("beyond", "mini", "aquarium", "blood_cells")
     workdir = runs.workdir("table1", "seeds")
     if runs.DRY_RUN.value:
         print(table1_command(workdir))

@@ -2,6 +2,7 @@
 
     python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
     python -m experiments.table1 --preset=mini --seeds=5 --workdir=runs/table1_mini_seeds
+    python -m experiments.table1 --preset=blood_cells --seeds=5 --data_root=COCO_FOLDER --init_weights=MOBILENET_V2.pth
     python -m experiments.table1 --preset=full --data_root=COCO_FOLDER --init_weights=VGG16.pth
 
 Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss,
@@ -55,7 +56,7 @@ PAIRS = (
 
 def overrides(seed: int) -> dict[str, object]:
     """Returns the config fields that the seed and the flags set, beside the loss."""
-    fields = {"seed": seed, **runs.schedule_fields(), **runs.preset_fields()}
+    fields = {"seed": seed, **runs.preset_fields(), **runs.schedule_fields()}
     if runs.PRESET.value == "mini":
         fields["data.noise_scale"] = _NOISE_SCALE.value
     return fields
