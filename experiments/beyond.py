@@ -6,11 +6,11 @@
 Nothing is trained: the networks are those with KL Loss that `experiments.table1 --seeds` left in the workdir.
 
 `choose` evaluates the first seed's network under every one of `SETTINGS` on the calibration images of the scenes,
-which are neither trained on nor reported. What was found there is frozen in `OURS`, of one forward pass like the paper,
-and in `OURS_FLIP`, of a second one of the mirrored image too. `report` evaluates these two on the validation images, on
-the networks of the other seeds (of all seeds of `aquarium` and `blood_cells`, which had no part in the choice), and holds them against
-the paper's row `kl_voting_soft_nms`, and the second against that row with the mirrored image, `flip`, too. It also asks
-what was foretold of the paper's row over the baseline.
+which are neither trained on nor reported. The chosen settings are frozen: `OURS` uses one forward pass, as the paper
+does, and `OURS_FLIP` a second pass on the mirrored image. `report` evaluates both on the validation images, with the
+networks of the other seeds (with all seeds of `aquarium` and `blood_cells`, which had no part in the choice). It
+compares them with the paper's row `kl_voting_soft_nms`, and `OURS_FLIP` with that row on both images, `flip`. It also
+tests what was predicted of the paper's row over the baseline.
 
     beyond/choose.md, choose.json    every setting that was tried, best first
     beyond/choose/                   their detections
@@ -28,16 +28,17 @@ from absl import app, flags
 from experiments import foretold, runs, seeds, table1
 from experiments.rows import Row
 from klbox_jax import distributed
-from klbox_jax.evaluation.agreement import matched_agreement
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.evaluation.bootstrap import match_classes
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.evaluation.score_iou_correlation import matched_agreement
+from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.plots import plot_ap_over_iou
 from klbox_jax.report.tables import METRICS, markdown_table
 from klbox_jax.train.checkpoints import restore_params
-from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
+from klbox_jax.train.run_evaluation import Evaluation
+from klbox_jax.train.workdir import Workdir
 
 _STAGE = flags.DEFINE_enum(
     "stage",
@@ -294,4 +295,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -36,7 +36,8 @@ from experiments.faults_checks import (
     unfinished_saves,
     whole_steps,
 )
-from klbox_jax.train.workdir import Workdir, write_json
+from klbox_jax.files import write_json
+from klbox_jax.train.workdir import Workdir
 
 CONFIG = "configs/scenes.py:loss=kl"
 NUM_STEPS = 200

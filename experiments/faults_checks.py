@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from klbox_jax.files import read_json
 from klbox_jax.train.checkpoints import find_fault, find_steps
-from klbox_jax.train.workdir import Workdir, read_json
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 
 # Numbers that tell the time.

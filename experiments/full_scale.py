@@ -52,11 +52,11 @@ def ours(*, train: bool) -> dict[str, float]:
     from experiments.model_report import example_batch
     from experiments.runs import load_config
     from klbox_jax.distributed import make_mesh
-    from klbox_jax.evaluation.evaluate import compile_eval_step
+    from klbox_jax.evaluation.eval_step import compile_eval_step
     from klbox_jax.models.build import build_model
     from klbox_jax.postprocess.settings import PostprocessSettings
-    from klbox_jax.train.first_state import dummy_batch
-    from klbox_jax.train.heap import give_back_freed_memory
+    from klbox_jax.train.init_or_restore import dummy_batch
+    from klbox_jax.train.loop import give_back_freed_memory
     from klbox_jax.train.optimizer import build_optimizer
     from klbox_jax.train.step import compile_train_step, create_state
 
@@ -81,7 +81,7 @@ def ours(*, train: bool) -> dict[str, float]:
             frozen=config.optimizer.frozen,
         )
     else:
-        init = functools.partial(model.init, method="every_head")
+        init = functools.partial(model.init, method="init_all_heads")
         state = jax.jit(init)(jax.random.key(0), dummy)["params"]
         settings = {"": PostprocessSettings(**config.postprocess)}
         step = compile_eval_step(make_mesh(), model=model, settings=settings)

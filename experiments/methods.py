@@ -26,13 +26,14 @@ from experiments import runs
 from experiments.rows import Row
 from experiments.seeds import interval_text, student_interval
 from klbox_jax import distributed
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.data.loader import eval_batches
-from klbox_jax.evaluation.evaluate import detect_batch
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.evaluation.eval_step import detect_batch
+from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.report.tables import markdown_table
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
+from klbox_jax.train.workdir import Workdir
 
 _NETWORKS = flags.DEFINE_list("networks", [], "Only these networks; all by default.")
 
@@ -310,4 +311,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

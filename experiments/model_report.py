@@ -93,7 +93,7 @@ def measure(config: ml_collections.ConfigDict, *, num_classes: int) -> dict[str,
     key = jax.random.key(0)
 
     def init(leaves):
-        return model.init(key, jax.tree.unflatten(structure, leaves), method="every_head")["params"]
+        return model.init(key, jax.tree.unflatten(structure, leaves), method="init_all_heads")["params"]
 
     def loss(params, leaves):
         params = stop_frozen(params, config.optimizer.frozen)

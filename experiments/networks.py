@@ -27,8 +27,9 @@ from experiments import runs
 from experiments.mask_scenes import PYRAMID
 from experiments.rows import Row
 from klbox_jax.evaluation.voc import evaluate_voc
+from klbox_jax.files import read_json, write_json
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, read_json, write_json
+from klbox_jax.train.workdir import Workdir
 
 _NETWORKS_DIR = flags.DEFINE_string(
     "networks_dir", "", "Where the networks of Tables 2 to 6 lie; default runs/PRESET_networks."

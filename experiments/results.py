@@ -27,10 +27,10 @@ from experiments.cells import (
     value,
 )
 from experiments.methods import claims
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from klbox_jax.files import write_atomically
 from klbox_jax.report.paper import PAPER_TABLE1, PAPER_TABLE2, PAPER_TABLE3, PAPER_TABLE5
 from klbox_jax.report.tables import METRICS, markdown_table
-from klbox_jax.train.workdir import write_atomically
 
 _CHECK = flags.DEFINE_bool("check", False, "Write nothing; say which document is not what the numbers say.")
 
@@ -250,4 +250,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

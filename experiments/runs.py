@@ -11,11 +11,12 @@ import ml_collections
 from absl import flags
 
 from experiments.rows import Row
+from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import training_seconds
-from klbox_jax.train.workdir import Workdir, read_json
+from klbox_jax.train.workdir import Workdir
 
 # The flags of every experiment: tests import several of them into one process, where a flag has one owner.
 PRESET = flags.DEFINE_enum(

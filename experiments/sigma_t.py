@@ -24,11 +24,12 @@ from absl import app, flags
 from experiments import networks, runs
 from experiments.networks import Network
 from experiments.rows import Row
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.report.plots import plot_ap_over_sigma_t
 from klbox_jax.report.tables import markdown_table
 from klbox_jax.train.checkpoints import restore_params
-from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
+from klbox_jax.train.workdir import Workdir
 
 _RUN_WORKDIR = flags.DEFINE_string("run_workdir", "", "A finished run whose newest checkpoint to use.")
 
@@ -126,4 +127,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -20,16 +20,17 @@ from absl import app, flags, logging
 
 from experiments.runs import WORKDIR
 from klbox_jax import distributed
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.coco import evaluate_detections
-from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
-from klbox_jax.serving.folder import WEIGHTS_FILE, read_config
+from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
+from klbox_jax.files import read_json, write_json
+from klbox_jax.serving.model_folder import WEIGHTS_FILE, read_config
 from klbox_jax.serving.predictor import load
-from klbox_jax.train.best import HEADLINES
+from klbox_jax.train.best_checkpoint import HEADLINES
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import training_seconds
-from klbox_jax.train.workdir import Workdir, current_versions, read_json, write_json
+from klbox_jax.train.workdir import Workdir, current_versions
 from klbox_jax.weights.safetensors_file import load_params, model_metadata, save_params
 
 # In bytes: a folder above this is no small one.
@@ -113,4 +114,4 @@ def _main(argv: list[str]) -> None:
 if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "checkpoints/scenes_kl", "The folder to write.")
     set_up_logging()
-    app.run(exit_with_one_line(_main), flags_parser=parse_flags)
+    app.run(report_user_errors(_main), flags_parser=parse_flags)

@@ -30,15 +30,16 @@ from absl import app, flags
 
 from experiments import runs, seeds
 from experiments.rows import BASELINE, KL, KL_SOFT_NMS, KL_VOTING, KL_VOTING_SOFT_NMS, SOFT_NMS, Row
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.data.source import Source
 from klbox_jax.evaluation.bootstrap import match_classes
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.report import tables
 from klbox_jax.report.pictures import contact_sheet, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
 from klbox_jax.train.job import Job
 from klbox_jax.train.sample_pictures import draw_samples
-from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
+from klbox_jax.train.workdir import Workdir
 
 _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
@@ -182,4 +183,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

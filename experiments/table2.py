@@ -14,7 +14,7 @@ In miniature the detector is the small one of the scenes with a pyramid under it
 from absl import app
 
 from experiments import rows, tables
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE2
 
 TABLE = tables.PaperTable(
@@ -45,4 +45,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -17,7 +17,7 @@ So the miniature has no convolutional head: its first row differs from the secon
 from absl import app
 
 from experiments import rows, tables
-from klbox_jax.main import exit_with_one_line, parse_flags, set_up_logging
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.report.paper import PAPER_TABLE3
 
 TABLE = tables.PaperTable(
@@ -41,4 +41,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -23,14 +23,16 @@ from experiments import networks, runs
 from experiments.networks import Network
 from experiments.rows import BASELINE, KL_VOTING, KL_VOTING_SOFT_NMS
 from klbox_jax import distributed
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.data.loader import eval_batches
-from klbox_jax.evaluation.evaluate import compile_eval_step
-from klbox_jax.main import exit_with_one_line, parse_flags, run, set_up_logging
+from klbox_jax.evaluation.eval_step import compile_eval_step
+from klbox_jax.files import write_atomically, write_json
+from klbox_jax.main import run
 from klbox_jax.report.paper import PAPER_TABLE4
 from klbox_jax.report.tables import markdown_table, marked, meanings
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, current_versions, write_atomically, write_json
+from klbox_jax.train.workdir import Workdir, current_versions
 
 _REPEATS = flags.DEFINE_integer("repeats", 21, "Runs of each eval step that are timed.")
 
@@ -136,4 +138,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from experiments import networks, runs
 from experiments.networks import Network
 from experiments.rows import Row
+from klbox_jax.files import write_atomically, write_json
 from klbox_jax.report.paper import Cell
 from klbox_jax.report.tables import METRICS, paper_table_markdown
-from klbox_jax.train.workdir import write_atomically, write_json
 
 
 @dataclasses.dataclass(frozen=True)

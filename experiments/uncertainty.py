@@ -25,19 +25,21 @@ from absl import app
 from experiments import networks, runs
 from experiments.networks import Network
 from experiments.rows import BASELINE, KL, Row
+from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.data.scenes import ScenesSource
-from klbox_jax.evaluation.agreement import matched_agreement
-from klbox_jax.evaluation.calibration import LEVELS
-from klbox_jax.evaluation.edge_pairs import EdgePairs, pair_edges
+from klbox_jax.evaluation.calibration_error import LEVELS
+from klbox_jax.evaluation.hidden_edge_stds import EdgePairs, pair_edges
 from klbox_jax.evaluation.matching import match_detections
+from klbox_jax.evaluation.score_iou_correlation import matched_agreement
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
-from klbox_jax.main import exit_with_one_line, parse_flags, run, set_up_logging
+from klbox_jax.files import read_json, write_atomically, write_json
+from klbox_jax.main import run
 from klbox_jax.report.plots import Scatter, plot_reliability, plot_scatters
 from klbox_jax.report.tables import markdown_table
 from klbox_jax.serving.calibrate import fit_temperatures
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, read_json, write_atomically, write_json
+from klbox_jax.train.workdir import Workdir
 
 SPLIT = "test"
 FULL = {"suppression": "soft_gaussian", "voting": "variance"}
@@ -332,4 +334,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     set_up_logging()
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -125,3 +125,8 @@ def _integer(name: str) -> int | None:
 
 def _tpu_workers() -> int:
     return len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(","))
+
+
+def is_writer() -> bool:
+    """True in the one process of a run that writes files."""
+    return jax.process_index() == 0

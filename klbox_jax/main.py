@@ -6,24 +6,21 @@ Any field of the config can be set from the shell: `--config.optimizer.learning_
 """
 
 import gc
-import logging as py_logging
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
-from klbox_jax import distributed
-from klbox_jax.data.build import cache_folder
+from klbox_jax import cli, distributed
+from klbox_jax.files import cache_folder
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.best import best_checkpoint
-from klbox_jax.train.checkpoints import CheckpointError, restore_params
+from klbox_jax.train.best_checkpoint import best_checkpoint
+from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import train
-from klbox_jax.train.preemption import Preempted, Preemption
+from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.workdir import Workdir
 
 MODES = ("train", "eval", "train_and_eval", "calibrate", "predict", "export")
@@ -93,14 +90,14 @@ def _train(
 
 
 def _evaluation(job: Job, settings: Mapping[str, PostprocessSettings], preemption: Preemption):
-    from klbox_jax.train.evaluation import Evaluation
+    from klbox_jax.train.run_evaluation import Evaluation
 
     return Evaluation(job, settings, preemption=preemption)
 
 
 def _evaluate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[str, dict[str, Any]]:
     """Takes no lock, and so may look at a run that is still training."""
-    from klbox_jax.serving.folder import check_same_network
+    from klbox_jax.serving.model_folder import check_same_network
 
     job.check(settings.values(), train=False, evaluate=True)
     step, params = restore_params(job.workdir.checkpoints, _chosen_step(job))
@@ -127,7 +124,7 @@ def _calibrate(job: Job, settings: Mapping[str, PostprocessSettings]) -> dict[st
 
 def _predict(job: Job) -> dict[str, dict[str, Any]]:
     """Asks for no data set: the workdir has all that photographs need."""
-    from klbox_jax.serving.predict import predict
+    from klbox_jax.serving.predict_mode import predict
 
     with Preemption() as preemption:
         predict(job, step=_chosen_step(job), preemption=preemption)
@@ -146,50 +143,6 @@ def _use_compilation_cache() -> None:
     """Keeps compiled programs, so that what was run before starts at once; the user may have chosen another place."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-
-
-def exit_with_one_line(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps a program's main so that it ends in one line for whatever can be told in one.
-
-    The status is 0 where all is done, 1 where config, data, weights or folder are wrong, 143 after SIGTERM and 130
-    after SIGINT.
-    """
-
-    def wrapped(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError("Too many command-line arguments.")
-        try:
-            main(argv)
-        except Preempted as stop:
-            logging.flush()
-            print(f"stopped by {stop}", file=sys.stderr)
-            sys.exit(stop.status)
-        except (ValueError, CheckpointError, FloatingPointError) as error:
-            if os.environ.get("KLBOX_TRACEBACK"):
-                raise
-            logging.flush()
-            sys.exit(f"error: {error}\n(set KLBOX_TRACEBACK=1 to see where it was raised)")
-
-    return wrapped
-
-
-def set_up_logging() -> None:
-    """Shows this package's messages, and of its chattier libraries only errors."""
-    logging.set_verbosity(logging.INFO)
-    libraries = ("orbax", "grain", "tensorflow_datasets", "etils", "/jax/_src/")
-
-    def is_ours(record) -> bool:
-        return record.levelno >= py_logging.ERROR or not any(name in record.pathname for name in libraries)
-
-    logging.get_absl_handler().addFilter(is_ours)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; an unknown field of the config ends in one line instead of a traceback."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _main(argv: list[str]) -> None:
@@ -218,5 +171,4 @@ if __name__ == "__main__":
     _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
     _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     flags.mark_flags_as_required(["config", "workdir"])
-    set_up_logging()
-    app.run(exit_with_one_line(_main), flags_parser=parse_flags)
+    cli.start(_main)

@@ -15,7 +15,7 @@ from klbox_jax.data.transforms import resized_size
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.weights import detectron_names, torchvision_names
 from klbox_jax.weights.provenance import check_provenance

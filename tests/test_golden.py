@@ -12,12 +12,12 @@ from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.losses.mask import mask_loss
 from klbox_jax.models.box_head import BoxHead
 from klbox_jax.models.roi_heads import RoIHeads
-from klbox_jax.models.roi_pooler import RoIPooler
 from klbox_jax.models.rpn import RPN, RPNOutputs, generate_proposals
 from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.box_coder import CenterBoxCoder
 from klbox_jax.ops.matcher import match_boxes
 from klbox_jax.ops.nms import hard_nms
+from klbox_jax.ops.roi_pooler import RoIPooler
 from klbox_jax.ops.roi_pooling import roi_align
 from klbox_jax.postprocess.detect import detect
 from klbox_jax.postprocess.settings import PostprocessSettings

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from klbox_jax.main import exit_with_one_line, run
-from klbox_jax.train.workdir import Workdir, read_json, write_json
+from klbox_jax.cli import report_user_errors
+from klbox_jax.files import read_json, write_json
+from klbox_jax.main import run
+from klbox_jax.train.workdir import Workdir
 from tests.coco_folder import content, write_annotations, write_folder
 from tests.thin import coco_config
 
@@ -22,7 +24,7 @@ def root(tmp_path):
 
 def error_of(config, tmp_path, **arguments):
     """The one line that a program prints which runs this config, and with which it exits."""
-    program = exit_with_one_line(
+    program = report_user_errors(
         lambda argv: run(config, str(tmp_path / "run"), "train_and_eval", **arguments)
     )
     with pytest.raises(SystemExit) as caught:
@@ -162,7 +164,7 @@ def test_methods_that_do_not_go_together(root, tmp_path, variant, fields, messag
 
 def test_evaluating_a_folder_without_a_run(root, tmp_path):
     config = coco_config(root)
-    program = exit_with_one_line(lambda argv: run(config, str(tmp_path / "run"), "eval"))
+    program = report_user_errors(lambda argv: run(config, str(tmp_path / "run"), "eval"))
     with pytest.raises(SystemExit) as caught:
         program(["program"])
     assert "has no checkpoint; train first" in caught.value.code
@@ -170,7 +172,7 @@ def test_evaluating_a_folder_without_a_run(root, tmp_path):
 
 def test_predicting_in_a_folder_without_a_run(root, tmp_path):
     config = coco_config("", **{"predict.input": str(root / "train")})
-    program = exit_with_one_line(lambda argv: run(config, str(tmp_path / "run"), "predict"))
+    program = report_user_errors(lambda argv: run(config, str(tmp_path / "run"), "predict"))
     with pytest.raises(SystemExit) as caught:
         program(["program"])
     first, hint = caught.value.code.splitlines()
@@ -199,7 +201,7 @@ def test_training_keeps_the_classes(root, tmp_path, monkeypatch):
 def test_a_traceback_on_request(tmp_path, monkeypatch):
     monkeypatch.setenv("KLBOX_TRACEBACK", "1")
     with pytest.raises(ValueError, match=r"config\.data\.root is empty"):
-        exit_with_one_line(lambda argv: run(coco_config(""), str(tmp_path / "run"), "train"))(["program"])
+        report_user_errors(lambda argv: run(coco_config(""), str(tmp_path / "run"), "train"))(["program"])
 
 
 def command_line(*arguments):

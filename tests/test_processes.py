@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from klbox_jax.files import read_json
 from klbox_jax.main import run
-from klbox_jax.train.workdir import Workdir, read_json
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 from tests.thin import scenes_config
 
@@ -24,7 +25,7 @@ PROGRAM = """
 import os, signal, sys
 from absl import flags
 from klbox_jax import distributed
-from klbox_jax.main import exit_with_one_line, run
+from klbox_jax.main import report_user_errors, run
 from klbox_jax.train import loop
 from tests.thin import scenes_config
 
@@ -46,7 +47,7 @@ class Deadly:
 original = loop.train_batches
 loop.train_batches = lambda *args, **kwargs: Deadly(original(*args, **kwargs))
 config = scenes_config("loss=kl", **{"data.root": root})
-exit_with_one_line(lambda argv: run(config, workdir, "train_and_eval"))(["program"])
+report_user_errors(lambda argv: run(config, workdir, "train_and_eval"))(["program"])
 """
 
 

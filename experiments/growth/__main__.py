@@ -29,8 +29,9 @@ from experiments.growth.plot import plot_growth
 from experiments.growth.settings import AXES, Axis, Setting
 from experiments.growth.tables import QUANTITIES
 from experiments.growth.work import full_scale_work, gathered_bytes
-from klbox_jax.main import exit_with_one_line, parse_flags
-from klbox_jax.train.workdir import current_versions, read_json, write_atomically, write_json
+from klbox_jax.cli import parse_flags, report_user_errors
+from klbox_jax.files import read_json, write_atomically, write_json
+from klbox_jax.train.workdir import current_versions
 
 DEVICES = (1, 2, 4, 8)
 # On paper.
@@ -170,4 +171,4 @@ if __name__ == "__main__":
     )
     _QUICK = flags.DEFINE_bool("quick", False, "Three sizes and few runs: a trial, not a result.")
     logging.set_verbosity(logging.WARNING)
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

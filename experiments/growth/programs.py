@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from experiments.growth.settings import Setting, make_config
 from experiments.speed.detector import CANVAS, LEARNING_RATE, make_batch, random_params, shapes_of
 from klbox_jax import distributed
-from klbox_jax.evaluation.evaluate import compile_eval_step
+from klbox_jax.evaluation.eval_step import compile_eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch

@@ -37,7 +37,7 @@ def trained_bytes(config: ml_collections.ConfigDict, *, classes: int) -> int:
 
     def init(leaves):
         batch = jax.tree.unflatten(structure, leaves)
-        return model.init(jax.random.key(0), batch, method="every_head")["params"]
+        return model.init(jax.random.key(0), batch, method="init_all_heads")["params"]
 
     params = jax.eval_shape(init, leaves)
     labels = label_frozen(config.optimizer.frozen)(params)

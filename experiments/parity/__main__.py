@@ -20,7 +20,7 @@ import jax
 from absl import app, flags
 
 from experiments.parity.comparison import summary, table
-from klbox_jax.train.workdir import write_json
+from klbox_jax.files import write_json
 
 MODELS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "vgg16")
 

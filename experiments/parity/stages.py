@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from experiments.parity.comparison import Comparison, largest
 from experiments.parity.inputs import padded, used
-from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.convolution import Conv
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.models.normalization import FrozenBatchNorm

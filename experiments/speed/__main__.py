@@ -32,8 +32,9 @@ from experiments.speed import (
 from experiments.speed.measure import Measure, run_in_turn
 from experiments.speed.plan import choose, plan_text
 from experiments.speed.table import record, row_text, table_markdown
-from klbox_jax.main import exit_with_one_line, parse_flags
-from klbox_jax.train.workdir import current_versions, write_atomically, write_json
+from klbox_jax.cli import parse_flags, report_user_errors
+from klbox_jax.files import write_atomically, write_json
+from klbox_jax.train.workdir import current_versions
 
 # In the order of the table.
 MEASURES: tuple[Measure, ...] = (
@@ -117,4 +118,4 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", "runs/speed", "Folder of speed.json and speed.md.")
     _QUICK = flags.DEFINE_bool("quick", False, "Few pairs of each: a trial, not a result.")
     logging.set_verbosity(logging.WARNING)
-    app.run(exit_with_one_line(main), flags_parser=parse_flags)
+    app.run(report_user_errors(main), flags_parser=parse_flags)

@@ -13,13 +13,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import faster_rcnn_resnet50_fpn
 from klbox_jax import distributed
-from klbox_jax.evaluation.evaluate import compile_eval_step
+from klbox_jax.evaluation.eval_step import compile_eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, GroundTruth
-from klbox_jax.train.first_state import dummy_batch
-from klbox_jax.train.heap import give_back_freed_memory
+from klbox_jax.train.init_or_restore import dummy_batch
+from klbox_jax.train.loop import give_back_freed_memory
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step
@@ -96,7 +96,7 @@ def shapes_of(model: GeneralizedRCNN, canvas: tuple[int, int]) -> dict[str, Any]
 
     def init(leaves):
         key, batch = jax.random.key(0), jax.tree.unflatten(structure, leaves)
-        return model.init(key, batch, method="every_head")["params"]
+        return model.init(key, batch, method="init_all_heads")["params"]
 
     return jax.eval_shape(init, leaves)
 

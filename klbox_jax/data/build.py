@@ -1,7 +1,5 @@
 """From `config.data` to a data set and its preprocessing."""
 
-import os
-import pathlib
 from typing import Any
 
 from absl import logging
@@ -13,11 +11,7 @@ from klbox_jax.data.source import LeaveOut, Report, Source, refuse
 from klbox_jax.data.tfds_source import TfdsSource
 from klbox_jax.data.transforms import Preprocessing
 from klbox_jax.data.voc import VOC_CLASSES, VocSource, parse_voc_split
-
-
-def cache_folder() -> pathlib.Path:
-    """Where this user's prepared data sets and compiled programs are kept."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "klbox_jax"
+from klbox_jax.files import cache_folder
 
 
 def build_source(config: Any, split: str) -> Source:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from klbox_jax.evaluation.calibration import (
+from klbox_jax.evaluation.calibration_error import (
     calibration_errors,
     coverage,
     expected_normalized_calibration_error,
@@ -55,7 +55,7 @@ def evaluate_uncertainty(
         `num_matched`; `RMSE` (against `bbox`, the exact box if there is one) and `RMSE_label` (against the
         label); `NLL`; `coverage_1sigma`, `coverage_2sigma`, `coverage_3sigma`; `spearman_sigma_error`;
         `sharpness` (mean std); `entropy`; `energy_score`; `ENCE`; `AUSE`; `calibration`, see
-        `klbox_jax.evaluation.calibration.calibration_errors`; `by_edge`, those scores that an edge can have
+        `klbox_jax.evaluation.calibration_error.calibration_errors`; `by_edge`, those scores that an edge can have
         alone. The same in `duplicates` and `localization_errors`, against the object they overlap most.
         `false_positives` have no label: `num`, `sharpness`, `entropy` and `spread`, the expected distance of
         two draws. `true_std` holds true positives against the true stds (`against_true_stds`), None where the

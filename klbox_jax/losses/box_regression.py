@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klbox_jax.losses.log_variance import clamp_log_var
-from klbox_jax.losses.operands import box_loss_operands
 
 
 def smooth_l1(
@@ -136,3 +135,18 @@ def kl_variance_of(
     """The variance of the coded offsets that a head trained with `kl_loss` predicts: `exp(clamped alpha)`."""
     (log_vars,) = box_loss_operands(log_vars=log_vars)
     return jnp.exp(clamp_log_var(log_vars, low=clamp[0], high=clamp[1]))
+
+
+def box_loss_operands(**arrays: Float[Array, "..."]) -> tuple[Array, ...]:
+    """The arrays, in order, in their common float type, which is float32 at least.
+
+    Raises:
+        ValueError: if the shapes differ; nothing is broadcast.
+    """
+    if len({array.shape for array in arrays.values()}) > 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ValueError(
+            f"A box loss needs arrays of one shape, got {shapes}; gather the matched class first."
+        )
+    dtype = jnp.result_type(jnp.float32, *arrays.values())
+    return tuple(array.astype(dtype) for array in arrays.values())

@@ -9,8 +9,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from klbox_jax.losses.box_regression import box_loss_operands
 from klbox_jax.losses.log_variance import clamp_log_var
-from klbox_jax.losses.operands import box_loss_operands
 
 
 def laplace_nll(

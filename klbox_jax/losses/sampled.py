@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from klbox_jax.losses.box_regression import smooth_l1
+from klbox_jax.losses.box_regression import box_loss_operands, smooth_l1
 from klbox_jax.losses.log_variance import clamp_log_var
-from klbox_jax.losses.operands import box_loss_operands
 
 
 def energy_score(

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from klbox_jax.losses.box_loss import BoxLoss
-from klbox_jax.models.bottleneck_resnet import BottleneckResNet, Res5Head
 from klbox_jax.models.box_head import BoxHead
 from klbox_jax.models.fpn import FPN
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.models.iou_head import IoUHead
 from klbox_jax.models.mask_head import MaskHead
 from klbox_jax.models.mobilenet import MobileNetV2
-from klbox_jax.models.resnet import ResNet
+from klbox_jax.models.resnet import BottleneckResNet, Res5Head
 from klbox_jax.models.roi_heads import RoIHeads
-from klbox_jax.models.roi_pooler import RoIPooler
 from klbox_jax.models.rpn import RPN
+from klbox_jax.models.small_resnet import ResNet
 from klbox_jax.models.vgg import VGG16, VGGCNNM1024, VGGBoxHead
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
+from klbox_jax.ops.roi_pooler import RoIPooler
 
 BACKBONES: dict[str, type[nn.Module]] = {
     "resnet": ResNet,

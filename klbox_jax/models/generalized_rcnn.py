@@ -72,7 +72,7 @@ class GeneralizedRCNN(nn.Module):
             return {f"p{name.removeprefix('res')}": stage for name, stage in stages.items()}
         return self.fpn(stages)
 
-    def every_head(self, batch: Batch) -> None:
+    def init_all_heads(self, batch: Batch) -> None:
         """Runs every module once, on an empty box an image: `init` by this method makes all parameters.
 
         They are those that `init` by `train_forward` makes, whose losses and sampling need not be traced for it.

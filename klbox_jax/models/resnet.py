@@ -1,90 +1,116 @@
-"""A small residual network with group normalization, for training from random weights.
+"""ResNet-50 and ResNet-101 with frozen batch norm, for detectors that start from pretrained weights.
 
-He et al., CVPR 2016, and Wu & He, ECCV 2018.
+He et al., CVPR 2016, table 1. Two variants share every shape: the original halves the map in the first 1x1
+convolution of a stage, torchvision in its 3x3 ("ResNet v1.5"). Padding is torch's, so a side of n pixels
+becomes ceil(n / stride) cells.
 """
 
-import functools
-
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from klbox_jax.models.convolution import Conv
+from klbox_jax.models.normalization import FrozenBatchNorm
+from klbox_jax.ops.relu import relu
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the first two have a quarter of the output channels.
 
     Attributes:
         features: output channels.
-        strides: of the first convolution, and of the shortcut.
-        group_size: channels that share their normalization statistics.
-        dtype: dtype of the convolutions and the output; None is that of input and params together.
+        strides: of the block.
+        stride_in_1x1: which convolution has the stride: the first 1x1, or the 3x3.
+        dtype: dtype of the convolutions; None is that of the input and the params together.
     """
 
     features: int
     strides: int
-    group_size: int
+    stride_in_1x1: bool
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        conv = functools.partial(Conv, self.features, use_bias=False, dtype=self.dtype)
-        # Statistics are float32, whatever the dtype.
-        norm = functools.partial(nn.GroupNorm, None, group_size=self.group_size, dtype=self.dtype)
+        def conv(x, features, kernel_size, strides, name):
+            return Conv(features, kernel_size, strides, use_bias=False, dtype=self.dtype, name=name)(x)
+
+        width = self.features // 4
+        first, second = (self.strides, 1) if self.stride_in_1x1 else (1, self.strides)
         shortcut = x
         if x.shape[-1] != self.features or self.strides != 1:
-            shortcut = conv(kernel_size=1, strides=self.strides, name="shortcut")(x)
-            shortcut = norm(name="shortcut_norm")(shortcut)
-        x = nn.relu(norm(name="norm1")(conv(kernel_size=3, strides=self.strides, name="conv1")(x)))
-        x = conv(kernel_size=3, name="conv2")(x)
-        # The residual branch starts at zero: a deep network of random weights begins as a shallow one.
-        x = norm(scale_init=nn.initializers.zeros, name="norm2")(x)
-        return nn.relu(x + shortcut)
+            shortcut = conv(x, self.features, 1, self.strides, "shortcut")
+            shortcut = FrozenBatchNorm(name="shortcut_norm")(shortcut)
+        x = relu(FrozenBatchNorm(name="norm1")(conv(x, width, 1, first, "conv1")))
+        x = relu(FrozenBatchNorm(name="norm2")(conv(x, width, 3, second, "conv2")))
+        x = FrozenBatchNorm(name="norm3")(conv(x, self.features, 1, 1, "conv3"))
+        return relu(x + shortcut)
 
 
-def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
-    """Turns blocks of `side` x `side` pixels into channels; pads bottom and right to whole blocks with zeros."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % side), (0, -x.shape[2] % side), (0, 0)))
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // side, w // side, side * side * c)
+class BottleneckResNet(nn.Module):
+    """The stem of stride 4 and the stages `res2` to `res5` of strides 4 to 32.
 
-
-class ResNet(nn.Module):
-    """A stem of stride 4 and stages `res2`, `res3`, ... of strides 4, 8, ...
-
-    The stem is a 3x3 convolution over 4x4 blocks of pixels: a convolution over three channels leaves most of
-    the arithmetic units of any machine idle.
+    Blocks are named `res2_0`, `res2_1`, ... after torchvision's `layer1.0`, `layer1.1`, ...
 
     Attributes:
+        stage_blocks: blocks of each stage: (3, 4, 6, 3) for 50 layers, (3, 4, 23, 3) for 101.
+        stage_features: output channels of each stage.
         stem_features: channels of the first convolution.
-        stage_features: channels of each stage.
-        stage_blocks: residual blocks of each stage.
-        group_size: channels that share their normalization statistics.
-        dtype: dtype of the convolutions and the output; None is float32 for float32 images.
+        stride_in_1x1: True for the original weights (MSRA's, converted by Detectron), False for torchvision's.
+        out_stages: the stages that are returned, finest first; none is built beyond the last of them. A C4
+            detector takes ("res4",) and has the rest in `Res5Head`.
+        dtype: dtype of the convolutions; None is float32 for float32 images.
     """
 
-    stem_features: int = 32
-    stage_features: tuple[int, ...] = (32, 64, 128, 256)
-    stage_blocks: tuple[int, ...] = (2, 2, 2, 2)
-    group_size: int = 16
+    stage_blocks: tuple[int, ...] = (3, 4, 6, 3)
+    stage_features: tuple[int, ...] = (256, 512, 1024, 2048)
+    stem_features: int = 64
+    stride_in_1x1: bool = False
+    out_stages: tuple[str, ...] = ("res2", "res3", "res4", "res5")
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _h _w _c"]]:
-        """Returns the feature map of each stage; `images` are normalized."""
-        stem = Conv(self.stem_features, kernel_size=3, use_bias=False, dtype=self.dtype, name="stem")
-        norm = nn.GroupNorm(None, group_size=self.group_size, dtype=self.dtype, name="stem_norm")
-        x = nn.relu(norm(stem(space_to_depth(images, 4))))
+        """Returns the map of each of `out_stages`; `images` are normalized."""
+        x = Conv(self.stem_features, 7, 2, use_bias=False, dtype=self.dtype, name="stem")(images)
+        x = relu(FrozenBatchNorm(name="stem_norm")(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         outputs = {}
-        for stage, (features, blocks) in enumerate(
-            zip(self.stage_features, self.stage_blocks, strict=True), start=2
-        ):
+        shapes = zip(self.stage_features, self.stage_blocks, strict=True)
+        for stage, (features, blocks) in enumerate(shapes, start=2):
             for block in range(blocks):
                 strides = 2 if stage > 2 and block == 0 else 1
-                name = f"res{stage}_{block}"
-                x = BasicBlock(features, strides, self.group_size, self.dtype, name=name)(x)
-            outputs[f"res{stage}"] = x
+                x = Bottleneck(features, strides, self.stride_in_1x1, self.dtype, name=f"res{stage}_{block}")(
+                    x
+                )
+            if f"res{stage}" in self.out_stages:
+                outputs[f"res{stage}"] = x
+            if f"res{stage}" == self.out_stages[-1]:
+                break
         return outputs
+
+
+class Res5Head(nn.Module):
+    """The last stage of the network as the box head of a C4 detector (He et al. 2016, appendix A).
+
+    It halves the pooled map, 14 x 14 x 1024 to 7 x 7 x 2048 in ResNet-50; whoever predicts from it takes the
+    mean over the map. Its blocks are named as in the backbone, `res5_0`, ...
+
+    Attributes:
+        blocks: of the stage.
+        features: output channels.
+        stride_in_1x1: as in the backbone.
+        dtype: dtype of the convolutions.
+    """
+
+    blocks: int = 3
+    features: int = 2048
+    stride_in_1x1: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "n s s c"]) -> Float[Array, "n s2 s2 c2"]:
+        x = pooled
+        for block in range(self.blocks):
+            strides = 2 if block == 0 else 1
+            x = Bottleneck(self.features, strides, self.stride_in_1x1, self.dtype, name=f"res5_{block}")(x)
+        return x

@@ -14,12 +14,12 @@ from klbox_jax.losses.reduction import masked_mean, masked_sum
 from klbox_jax.models.box_head import BoxPredictor
 from klbox_jax.models.iou_head import IoUHead, iou_from_logits, iou_loss
 from klbox_jax.models.mask_head import MaskHead
-from klbox_jax.models.roi_pooler import RoIPooler
 from klbox_jax.models.vgg import VGGBoxHead
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.ops.box_jitter import jitter_boxes
 from klbox_jax.ops.masks import crop_and_resize_masks
 from klbox_jax.ops.matcher import Label, match_boxes
+from klbox_jax.ops.roi_pooler import RoIPooler
 from klbox_jax.ops.sampling import subsample_labels
 from klbox_jax.structures import BoxPredictions, GroundTruth, Proposals, RoISamples
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from klbox_jax.models.convolution import Conv, he_normal_fan_out
-from klbox_jax.models.local_response_norm import local_response_norm
+from klbox_jax.ops.local_response_norm import local_response_norm
 
 
 class VGG16(nn.Module):

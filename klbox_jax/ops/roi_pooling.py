@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from klbox_jax.ops.roi_taps import gather_taps, sample_positions, spread_windows
+from klbox_jax.ops.roi_align_cpu import gather_taps, sample_positions, spread_windows
 
 # Numbers of the product with the rows that are held at once, of one image: 64 MiB in float32.
 MOST_BANDED = 2**24

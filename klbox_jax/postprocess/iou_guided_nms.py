@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from klbox_jax.ops.boxes import pairwise_iou
 from klbox_jax.ops.nms import suppress_sorted
-from klbox_jax.postprocess.picks import SuppressionResult
+from klbox_jax.postprocess.greedy_suppression import SuppressionResult
 
 
 def iou_guided_nms(

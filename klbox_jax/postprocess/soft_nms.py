@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from klbox_jax.postprocess.pick_rounds import pick_in_rounds
-from klbox_jax.postprocess.picks import SuppressionResult
+from klbox_jax.postprocess.greedy_suppression import SuppressionResult
+from klbox_jax.postprocess.greedy_suppression_by_class import pick_in_rounds
 
 
 def soft_nms(

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from klbox_jax.postprocess.greedy_suppression import SuppressionResult
+from klbox_jax.postprocess.greedy_suppression_by_class import pick_in_rounds
 from klbox_jax.postprocess.iou_guided_nms import iou_guided_nms
-from klbox_jax.postprocess.pick_rounds import pick_in_rounds
-from klbox_jax.postprocess.picks import SuppressionResult
 from klbox_jax.postprocess.soft_nms import soft_nms
 
 SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian", "iou_guided")

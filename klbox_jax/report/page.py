@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from klbox_jax.evaluation.calibration import LEVELS
+from klbox_jax.evaluation.calibration_error import LEVELS
 from klbox_jax.report.charts import Series, chart
 from klbox_jax.report.page_data import Run, curves
 from klbox_jax.report.page_examples import GALLERIES, Examples

@@ -9,12 +9,14 @@ from absl import logging
 from klbox_jax import distributed
 from klbox_jax.data.loader import check_fits
 from klbox_jax.data.plan import EvalPlan
+from klbox_jax.distributed import is_writer
 from klbox_jax.evaluation.temperature import calibrate_detections
+from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.checkpoints import restore_params
-from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import current_versions, is_writer, read_json, write_json
+from klbox_jax.train.run_evaluation import Evaluation
+from klbox_jax.train.workdir import current_versions
 
 # The share of labels within one std is known to 3 points of 100 from so many boxes: sqrt(.68 * .32 / 250).
 ENOUGH_BOXES = 250

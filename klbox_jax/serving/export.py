@@ -29,13 +29,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, UInt8
 
 import klbox_jax
-from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.evaluation.eval_step import eval_step
+from klbox_jax.files import write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.serving import loader
+from klbox_jax.serving import exported_detector
 from klbox_jax.serving.predictor import Predictor, check_same_detector, load
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import write_json
 from klbox_jax.weights.safetensors_file import model_metadata, save_params
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -110,7 +110,7 @@ def export(
         (folder / name).write_bytes(program.serialize())
         programs.append({"file": name, "canvas": (height, width)})
         logging.info("%s: %.1f MB", folder / name, (folder / name).stat().st_size / 1e6)
-    shutil.copyfile(loader.__file__, folder / "load_detector.py")
+    shutil.copyfile(exported_detector.__file__, folder / "load_detector.py")
     files = [WEIGHTS, *(each["file"] for each in programs)]
     info = _describe(predictor) | {
         "outputs": {name: OUTPUTS[name] for name in _output_names(predictor)},
@@ -184,8 +184,8 @@ def _output_names(predictor: Predictor) -> list[str]:
 
 def _describe(predictor: Predictor) -> dict[str, Any]:
     return {
-        "format": loader.FORMAT,
-        "format_version": loader.FORMAT_VERSION,
+        "format": exported_detector.FORMAT,
+        "format_version": exported_detector.FORMAT_VERSION,
         "klbox_jax": klbox_jax.__version__,
         "jax": jax.__version__,
         "step": predictor.step,

@@ -23,15 +23,16 @@ from klbox_jax.data.build import build_preprocessing
 from klbox_jax.data.image import decode_image, upright_size
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Preprocessing, choose_canvas, make_example, resized_size
-from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.errors import WorkdirError
+from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.serving.folder import read_classes, read_config, read_params
+from klbox_jax.serving.model_folder import read_classes, read_config, read_params
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.structures import Batch
-from klbox_jax.train.temperature import load_temperature
-from klbox_jax.train.workdir import Workdir, WorkdirError
+from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.workdir import Workdir
 
 # Where a config decides how an image becomes a canvas.
 _DATA_FIELDS = ("short_side", "long_side", "canvases")

@@ -24,16 +24,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from klbox_jax.distributed import is_writer
+from klbox_jax.errors import CheckpointError
+from klbox_jax.files import as_workdir_error, read_json, write_json
 from klbox_jax.train.state import TrainState
-from klbox_jax.train.workdir import is_writer, read_json, told_in_one_sentence, write_json
 
 _DIGESTS = "digests.json"
 _SAVED_BEFORE = ".saved_before"
 _ITEM = "default"  # orbax's name for the only item of a step
-
-
-class CheckpointError(RuntimeError):
-    """Checkpoints cannot be used; the message names the folder and the remedy."""
 
 
 class Checkpoints:
@@ -56,7 +54,7 @@ class Checkpoints:
         self.max_to_keep = max_to_keep
         self._current_step: int | None = None
         self._protected: frozenset[int] = frozenset()
-        with told_in_one_sentence(self.directory):
+        with as_workdir_error(self.directory):
             if is_writer():
                 for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
                     logging.info("removing %s, left by an interrupted save", leftover)
@@ -114,7 +112,7 @@ class Checkpoints:
             ) from error
         _wait_for_all_processes(f"digests_{step}")
         self._current_step = step
-        with told_in_one_sentence(self.directory):
+        with as_workdir_error(self.directory):
             for old in sorted(self._manager.all_steps())[: -self.max_to_keep]:
                 if old not in self._protected:
                     self._manager.delete(old)

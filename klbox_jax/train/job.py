@@ -21,7 +21,7 @@ from klbox_jax.data.transforms import Preprocessing
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.best import FURTHER_HEADLINES, HEADLINES
+from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES
 from klbox_jax.train.profiling import check_profile_steps
 from klbox_jax.train.workdir import Workdir
 

@@ -1,6 +1,7 @@
 """The training loop: batches in, checkpoints and metrics out; an interrupted run goes on where it was."""
 
 import contextlib
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +9,18 @@ import jax
 from absl import logging
 
 from klbox_jax.data.loader import train_batches
-from klbox_jax.distributed import put_batch
-from klbox_jax.train import best
+from klbox_jax.distributed import is_writer, put_batch
+from klbox_jax.errors import Preempted
+from klbox_jax.train import best_checkpoint
 from klbox_jax.train.checkpoints import Checkpoints
-from klbox_jax.train.first_state import first_state
-from klbox_jax.train.heap import give_back_freed_memory
+from klbox_jax.train.init_or_restore import init_or_restore
 from klbox_jax.train.job import Job
 from klbox_jax.train.optimizer import build_optimizer, peak_learning_rate
-from klbox_jax.train.preemption import Preempted, Preemption
+from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.profiling import Profile
 from klbox_jax.train.reporter import Clock, Reporter
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step
-from klbox_jax.train.workdir import is_writer
 from klbox_jax.train.writer import MetricWriter, Progress, read_metrics
 
 
@@ -71,7 +71,7 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(job.workdir.checkpoints, max_to_keep=config.keep_checkpoints)
         )
-        state, compiling = first_state(job, optimizer, checkpoints, step_fn)
+        state, compiling = init_or_restore(job, optimizer, checkpoints, step_fn)
         give_back_freed_memory()
         start = int(state.step)
         if start >= job.total_steps:
@@ -96,7 +96,7 @@ def train(
             """Evaluates unless that is done; returns whether the training ends here."""
             if not evaluate or not config.eval_every or step == 0 or step % config.eval_every:
                 return False
-            if not best.is_evaluated(job.workdir, step):
+            if not best_checkpoint.is_evaluated(job.workdir, step):
                 with clock.paused():
                     evaluate(state.params, step)
             return bool(config.keep_best) and _keep_best(job, checkpoints, step)
@@ -167,7 +167,7 @@ def train(
 def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:
     """Keeps the best checkpoint so far; returns whether no better one is waited for any longer."""
     config = job.config.train
-    if is_writer() and step not in best.scores(job.workdir, config.keep_best):
+    if is_writer() and step not in best_checkpoint.scores(job.workdir, config.keep_best):
         raise ValueError(
             f"config.train.keep_best = {config.keep_best!r} is not among the numbers of the evaluation of step "
             f"{step}: {job.workdir.metrics} has no val/{config.keep_best}"
@@ -189,10 +189,10 @@ def _keep_best(job: Job, checkpoints: Checkpoints, step: int) -> bool:
     return True
 
 
-def _standing(job: Job) -> best.Standing:
+def _standing(job: Job) -> best_checkpoint.Standing:
     config = job.config.train
     count = config.keep_best_checkpoints
-    return best.standing(job.workdir, config.keep_best, eval_every=config.eval_every, count=count)
+    return best_checkpoint.standing(job.workdir, config.keep_best, eval_every=config.eval_every, count=count)
 
 
 def training_seconds(job: Job) -> float:
@@ -205,3 +205,14 @@ def _last(job: Job, name: str) -> float | int:
     if not job.workdir.metrics.exists():
         return 0
     return next((r[name] for r in reversed(read_metrics(job.workdir.metrics)) if name in r), 0)
+
+
+def give_back_freed_memory() -> None:
+    """Returns freed memory to the system, where the C library is glibc; nothing happens elsewhere.
+
+    Compiling a large training step frees hundreds of megabytes in pieces, which glibc keeps: the arrays of the step
+    would come on top of them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -20,18 +20,6 @@ from klbox_jax.distributed import make_mesh, put_batch, replicated
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):  # noqa: N818 (nothing went wrong)
-    """The run was told to stop, and has; the message says where it stands.
-
-    Attributes:
-        status: what the process should exit with, 128 and the number of the signal, as shells have it.
-    """
-
-    def __init__(self, signal_number: int, where: str):
-        super().__init__(f"{signal.Signals(signal_number).name}: {where}")
-        self.status = 128 + int(signal_number)
-
-
 class Preemption:
     """Listens for the signals inside its `with` block; outside of the main thread it hears none."""
 

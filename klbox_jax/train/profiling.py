@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from klbox_jax.train.workdir import is_writer
+from klbox_jax.distributed import is_writer
 
 
 class Profile:

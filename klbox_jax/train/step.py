@@ -29,7 +29,7 @@ def lower_create_state(
     """
 
     def init(key):
-        params = model.init(key, batch, method="every_head")["params"]
+        params = model.init(key, batch, method="init_all_heads")["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
     return jax.jit(init).lower(jax.random.key(0))

@@ -27,10 +27,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 
 import klbox_jax
+from klbox_jax.distributed import is_writer
+from klbox_jax.errors import WorkdirError
+from klbox_jax.files import as_workdir_error, read_json, to_json, write_json
 
 # What may differ between two starts of one run without changing what it learns.
 FREE_FIELDS = (
@@ -66,22 +68,6 @@ ADDED_FIELDS = {
 }
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class WorkdirError(ValueError):
-    """The folder cannot be used for this run; the message names the folder and the remedy."""
-
-
-@contextlib.contextmanager
-def told_in_one_sentence(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what a full disk, or a place that cannot be written to, raises inside the block into a `WorkdirError`."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkdirError(
-            f"{path} cannot be written: {error.strerror or error}; free space on its disk, or make it writable, and "
-            "start again: the same command goes on from the last checkpoint"
-        ) from error
 
 
 class Workdir:
@@ -160,7 +146,7 @@ class Workdir:
                 fields differ, each of which the message lists.
         """
         self._check_is_folder()
-        new = json.loads(_dump(config, self.config))
+        new = json.loads(to_json(config, self.config))
         if self.config.exists():
             try:
                 old = read_json(self.config)
@@ -237,7 +223,7 @@ class Workdir:
             yield
             return
         path = self.path / ".lock"
-        with told_in_one_sentence(path):
+        with as_workdir_error(path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
         with file:
@@ -250,7 +236,7 @@ class Workdir:
                     f"{self.path} is being trained in by {holder}; wait for it, stop it, or choose another "
                     "--workdir"
                 ) from None
-            with told_in_one_sentence(path):
+            with as_workdir_error(path):
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}")
                 file.flush()
@@ -279,11 +265,6 @@ class Workdir:
             logging.warning("%s was started on other versions; results may differ:\n%s", self.path, lines)
 
 
-def is_writer() -> bool:
-    """True in the one process of a run that writes files."""
-    return jax.process_index() == 0
-
-
 def current_versions() -> dict[str, Any]:
     """Returns the versions of Python and the libraries, and the count of each kind of device."""
     devices = Counter(f"{device.platform}: {device.device_kind}" for device in jax.devices())
@@ -294,60 +275,6 @@ def current_versions() -> dict[str, Any]:
         "devices": dict(devices),
         "processes": jax.process_count(),
     }
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file whole or not at all: a reader, or a kill, sees the old file or the new one.
-
-    NumPy numbers and arrays are written as plain ones. Makes the folder where it is missing.
-
-    Raises:
-        ValueError: the value holds something that JSON has no form for, NaN and infinity included.
-        WorkdirError: the disk is full, or the folder cannot be written to.
-    """
-    path = pathlib.Path(path)
-    write_atomically(path, _dump(value, path) + "\n")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces the text of a file in one step; raises WorkdirError where that is not possible."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with told_in_one_sentence(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its content is not JSON; names the file.
-    """
-    try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # covers bytes that are not UTF-8
-        raise ValueError(f"{path} is not readable as JSON ({error})") from None
-
-
-def _dump(value: Any, path: pathlib.Path) -> str:
-    try:
-        return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"cannot write {path}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 _ABSENT = object()

@@ -18,7 +18,9 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from klbox_jax.train.workdir import Workdir, is_writer, told_in_one_sentence, write_atomically
+from klbox_jax.distributed import is_writer
+from klbox_jax.files import as_workdir_error, write_atomically
+from klbox_jax.train.workdir import Workdir
 
 
 class MetricWriter:
@@ -45,7 +47,7 @@ class MetricWriter:
         self._events = None
         if not is_writer():
             return
-        with told_in_one_sentence(workdir.metrics):
+        with as_workdir_error(workdir.metrics):
             workdir.path.mkdir(parents=True, exist_ok=True)
             if resume_step is not None and workdir.metrics.exists():
                 _cut_after(workdir.metrics, resume_step)
@@ -53,7 +55,7 @@ class MetricWriter:
             if _ends_inside_a_line(workdir.metrics):
                 self._file.write("\n")
         if tensorboard:
-            with told_in_one_sentence(workdir.tensorboard):
+            with as_workdir_error(workdir.tensorboard):
                 self._events = _EventFile(
                     workdir.tensorboard, purge_step=None if resume_step is None else resume_step + 1
                 )
@@ -85,18 +87,18 @@ class MetricWriter:
         record |= {name: None if name in nonfinite else value for name, value in values.items()}
         if nonfinite:
             record["nonfinite"] = nonfinite
-        with told_in_one_sentence(self._workdir.metrics):
+        with as_workdir_error(self._workdir.metrics):
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         if self._events is not None:
-            with told_in_one_sentence(self._workdir.tensorboard):
+            with as_workdir_error(self._workdir.tensorboard):
                 self._events.add_scalars(values, int(step))
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]) -> None:
         """Records RGB pictures of a step in the TensorBoard files, if there are any."""
         if self._events is None:
             return
-        with told_in_one_sentence(self._workdir.tensorboard):
+        with as_workdir_error(self._workdir.tensorboard):
             self._events.add_images(images, int(step))
 
     def close(self) -> None:
@@ -105,11 +107,11 @@ class MetricWriter:
         self._file = self._events = None
         try:
             if file is not None:
-                with told_in_one_sentence(self._workdir.metrics):
+                with as_workdir_error(self._workdir.metrics):
                     file.close()
         finally:
             if events is not None:
-                with told_in_one_sentence(self._workdir.tensorboard):
+                with as_workdir_error(self._workdir.tensorboard):
                     events.close()
 
 

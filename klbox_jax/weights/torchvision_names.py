@@ -9,20 +9,22 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from klbox_jax.models.mobilenet import STAGES
 from klbox_jax.models.normalization import EPSILON
 from klbox_jax.ops.box_coder import CenterBoxCoder
-from klbox_jax.weights import mobilenet_v2, targets
+from klbox_jax.weights import targets
 from klbox_jax.weights.provenance import Provenance
 from klbox_jax.weights.targets import IGNORED, Target
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+MOBILENET_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
 # Of the category ids 1 to 90 these were never used; torchvision's heads have outputs for them nonetheless.
 UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_CLASSES = tuple(row for row in range(91) if row not in UNUSED_COCO_IDS)
 
-MOBILENET_PATHS = {name: path for path, name in mobilenet_v2.torch_names().items()}
 # Index in `features` of each convolution of VGG-16, by stage.
 VGG_CONVS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 VGG_LAYERS = {
@@ -44,6 +46,33 @@ CLASS_LAYERS = {
 }
 # Of the classifiers.
 LAST_LAYERS = ("fc", "classifier.1", "classifier.6")
+
+
+def mobilenet_v2_names() -> dict[tuple[str, ...], str]:
+    """Returns torchvision's name of every parameter of `MobileNetV2(with_head=True)`, by its path."""
+    names = {}
+
+    def add(path: tuple[str, ...], conv: str, norm: str):
+        names[*path, "conv", "kernel"] = f"{conv}.weight"
+        for ours, theirs in MOBILENET_NORM_NAMES.items():
+            names[*path, "norm", ours] = f"{norm}.{theirs}"
+
+    add(("stem",), "features.0.0", "features.0.1")
+    expansions = [expansion for expansion, _, blocks, _ in STAGES for _ in range(blocks)]
+    for number, expansion in enumerate(expansions, start=1):
+        # Convolutions with an activation are wrapped with their norm; the last stands beside its own.
+        wrapped = ["depthwise"] if expansion == 1 else ["expand", "depthwise"]
+        torch_block = f"features.{number}.conv"
+        for index, part in enumerate(wrapped):
+            add((f"block_{number}", part), f"{torch_block}.{index}.0", f"{torch_block}.{index}.1")
+        last = len(wrapped)
+        add((f"block_{number}", "project"), f"{torch_block}.{last}", f"{torch_block}.{last + 1}")
+    head = len(expansions) + 1
+    add(("head",), f"features.{head}.0", f"features.{head}.1")
+    return names
+
+
+MOBILENET_PATHS = {name: path for path, name in mobilenet_v2_names().items()}
 
 
 def recognizes(names: Iterable[str]) -> bool:

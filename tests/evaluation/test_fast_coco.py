@@ -4,8 +4,8 @@ import pytest
 
 from klbox_jax.evaluation import fast_coco
 from klbox_jax.evaluation.coco import evaluate_detections
-from klbox_jax.train.evaluation import Evaluation
 from klbox_jax.train.job import Job
+from klbox_jax.train.run_evaluation import Evaluation
 from klbox_jax.train.workdir import Workdir
 from tests.evaluation.test_coco import dataset, masked_set, random_set
 from tests.thin import scenes_config

@@ -4,10 +4,11 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import beyond, runs, seeds, table1
-from klbox_jax.evaluation import evaluate
+from klbox_jax.evaluation import eval_step as evaluate
+from klbox_jax.files import write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, write_json
+from klbox_jax.train.workdir import Workdir
 from tests.serving.thin_run import write_run
 from tests.thin import scenes_config
 

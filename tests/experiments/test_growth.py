@@ -13,10 +13,10 @@ from experiments.growth import collectives, extrapolate, fit, plot, programs, se
 from experiments.growth import page as growth_page
 from experiments.growth.__main__ import choose, first_result, meta_text, on_paper
 from klbox_jax.distributed import make_mesh, put_batch, replicated
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.files import write_json
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.step import compile_train_step, create_state
-from klbox_jax.train.workdir import write_json
 from tests.thin import random_batch, thin_model
 
 pytestmark = pytest.mark.four_devices

@@ -4,7 +4,7 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import beyond, methods, runs
-from klbox_jax.evaluation import evaluate
+from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.losses.box_loss import BOX_LOSSES
 from klbox_jax.postprocess.settings import VOTING_METHODS
 from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS

@@ -9,7 +9,7 @@ from experiments.flops import count_flops, largest_product_bytes, saved_bytes
 from experiments.runs import load_config
 from klbox_jax.models.build import build_model
 from klbox_jax.models.convolution import Conv
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from tests.thin import num_params, scenes_config
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs/models.md"

@@ -4,8 +4,8 @@ import pytest
 from absl.testing import flagsaver
 
 from experiments import networks, runs, sigma_t
+from klbox_jax.files import write_json
 from klbox_jax.models.build import build_model
-from klbox_jax.train.workdir import write_json
 
 
 def fake(name):

@@ -5,7 +5,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import runs, table1
-from klbox_jax.evaluation import evaluate
+from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train import loop
 from klbox_jax.train.job import Job

@@ -7,7 +7,7 @@ from absl.testing import flagsaver
 
 from experiments import networks, rows, runs, table2, table3, table5, table6, tables
 from experiments.mask_scenes import get_config
-from klbox_jax.evaluation import evaluate
+from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.models.build import build_model
 from klbox_jax.report.tables import METRICS
 from klbox_jax.train import loop

@@ -9,7 +9,7 @@ from experiments import runs, uncertainty
 from experiments.networks import Network
 from klbox_jax.evaluation.temperature import calibrate_detections
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
-from klbox_jax.train.workdir import write_json
+from klbox_jax.files import write_json
 from tests.evaluation.test_uncertainty import drawn_set
 
 

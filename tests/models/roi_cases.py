@@ -6,7 +6,7 @@ import numpy as np
 from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.models.box_head import BoxHead
 from klbox_jax.models.roi_heads import RoIHeads
-from klbox_jax.models.roi_pooler import RoIPooler
+from klbox_jax.ops.roi_pooler import RoIPooler
 from klbox_jax.structures import GroundTruth, Proposals
 
 K = 3

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from experiments import mask_scenes
 from klbox_jax.models.build import BACKBONES, BOX_HEADS, build_model
 from klbox_jax.models.convolution import Conv
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import lower_create_state, train_step
 from tests.thin import random_batch, scenes_config

@@ -6,7 +6,7 @@ import pytest
 from configs import scenes
 from klbox_jax.models.build import build_model
 from klbox_jax.structures import Batch
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from tests.thin import num_params, random_batch, scenes_config, thin_model
 
 
@@ -55,7 +55,7 @@ def test_every_head_makes_the_parameters_of_training():
     @jax.jit
     def both():
         return model.init(key, batch, key, method="train_forward"), model.init(
-            key, batch, method="every_head"
+            key, batch, method="init_all_heads"
         )
 
     trained, initialised = both()

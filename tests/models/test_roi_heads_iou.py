@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from klbox_jax.models.iou_head import IoUHead
-from klbox_jax.models.roi_pooler import RoIPooler
+from klbox_jax.ops.roi_pooler import RoIPooler
 from tests.models.roi_cases import K, ground_truth, heads_of, pyramid_and_boxes
 
 

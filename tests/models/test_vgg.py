@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from klbox_jax.models.local_response_norm import local_response_norm
 from klbox_jax.models.vgg import VGG16, VGGCNNM1024, VGGBoxHead, dropout
+from klbox_jax.ops.local_response_norm import local_response_norm
 from tests.references import networks as reference
 from tests.thin import num_params
 

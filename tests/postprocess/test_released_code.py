@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.evaluate import detect_batch
+from klbox_jax.evaluation.eval_step import detect_batch
 from klbox_jax.models.generalized_rcnn import Predictions
 from klbox_jax.ops.box_coder import CornerBoxCoder
 from klbox_jax.ops.boxes import pairwise_iou

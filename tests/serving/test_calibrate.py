@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 
 from klbox_jax.data.plan import EvalPlan
+from klbox_jax.errors import WorkdirError
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
+from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving import calibrate as module
 from klbox_jax.serving.calibrate import calibrate, fit_temperatures
-from klbox_jax.train.evaluation import Evaluation
+from klbox_jax.train.calibration_file import load_temperature
 from klbox_jax.train.job import Job
-from klbox_jax.train.temperature import load_temperature
-from klbox_jax.train.workdir import Workdir, WorkdirError, read_json, write_json
+from klbox_jax.train.run_evaluation import Evaluation
+from klbox_jax.train.workdir import Workdir
 from tests.thin import scenes_config
 
 NAMED = {"plain": {"voting": "none"}, "full": {"suppression": "soft_gaussian"}}

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
+from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.serving import loader
+from klbox_jax.serving import exported_detector as loader
 from klbox_jax.serving.export import OUTPUTS, export
-from klbox_jax.serving.loader import Detector, ModelError, resize
+from klbox_jax.serving.exported_detector import Detector, ModelError, resize
 from klbox_jax.serving.predictor import load
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import read_json, write_json
 from klbox_jax.weights.safetensors_file import load_params, save_params
 from tests.coco_folder import CATEGORIES
 from tests.serving.thin_run import write_run

@@ -12,13 +12,15 @@ from PIL import Image
 from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.data.source import DataError
-from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
+from klbox_jax.errors import CheckpointError, WorkdirError
+from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
+from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import load
-from klbox_jax.train.checkpoints import CheckpointError, restore_params
+from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, WorkdirError, read_json, write_json
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.weights.safetensors_file import WeightFileError, save_params
 from tests.coco_folder import write_folder
 from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run

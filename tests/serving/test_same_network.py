@@ -2,9 +2,10 @@
 
 import pytest
 
+from klbox_jax.files import read_json, write_json
 from klbox_jax.main import run
-from klbox_jax.train.best import scores
-from klbox_jax.train.workdir import Workdir, read_json, write_json
+from klbox_jax.train.best_checkpoint import scores
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 from tests.coco_folder import write_folder
 from tests.serving.thin_run import write_run

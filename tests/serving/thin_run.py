@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from klbox_jax.files import write_json
 from klbox_jax.models.build import build_model
 from klbox_jax.train.checkpoints import Checkpoints
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.state import TrainState
-from klbox_jax.train.workdir import Workdir, write_json
+from klbox_jax.train.workdir import Workdir
 from tests.coco_folder import CATEGORIES
 
 # For `coco_config`: every photograph of at most 2:3 fits.
@@ -24,7 +25,7 @@ def write_run(path, config, *, steps=(3,), categories=CATEGORIES):
     write_json(workdir.classes, {"names": names, "category_ids": ids})
     model = build_model(config.model, num_classes=len(categories))
     batch = dummy_batch(config.data.canvases[0])
-    init = jax.jit(lambda key: model.init(key, batch, method="every_head")["params"])
+    init = jax.jit(lambda key: model.init(key, batch, method="init_all_heads")["params"])
     with Checkpoints(workdir.checkpoints, max_to_keep=len(steps)) as checkpoints:
         for step in steps:
             state = TrainState(

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from klbox_jax import distributed
-from klbox_jax.train.checkpoints import CheckpointError, Checkpoints, find_fault, find_steps, restore_params
+from klbox_jax.errors import CheckpointError
+from klbox_jax.train.checkpoints import Checkpoints, find_fault, find_steps, restore_params
 from klbox_jax.train.state import TrainState
 
 pytestmark = pytest.mark.four_devices

@@ -4,7 +4,7 @@ import optax
 from jax.sharding import AxisType
 
 from klbox_jax.distributed import make_mesh, put_batch, replicated
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.step import compile_train_step, create_state
 from tests.thin import random_batch, thin_model

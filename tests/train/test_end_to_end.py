@@ -14,11 +14,13 @@ import jax
 import numpy as np
 import pytest
 
+from klbox_jax.errors import WorkdirError
+from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.train import loop
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, WorkdirError, read_json
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 from tests.thin import scenes_config
 
@@ -31,7 +33,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from absl import flags
-from klbox_jax.main import exit_with_one_line, run
+from klbox_jax.main import report_user_errors, run
 from klbox_jax.train import loop
 from tests.thin import scenes_config
 
@@ -51,7 +53,7 @@ class Deadly:
 
 loop.train_batches = lambda *args, **kwargs: Deadly(original(*args, **kwargs))
 config = scenes_config("loss=kl", **{"data.root": sys.argv[1]})
-program = exit_with_one_line(lambda argv: run(config, sys.argv[2], "train"))
+program = report_user_errors(lambda argv: run(config, sys.argv[2], "train"))
 for death in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
     try:
         program(["program"])
@@ -188,7 +190,7 @@ def test_a_stopped_and_killed_run_goes_on_bit_for_bit(straight, killed, config, 
 def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(killed, config, tmp_path, monkeypatch):
     workdir = copied(killed, tmp_path / "poisoned")
     before = digests(workdir.checkpoints)
-    original = loop.first_state
+    original = loop.init_or_restore
 
     def poisoned(*arguments):
         state, compiling = original(*arguments)
@@ -196,7 +198,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(killed, config, tmp_p
         poison = jax.tree.map(lambda x: x * np.float32(np.nan), state.params)
         return state.replace(params=poison), compiling
 
-    monkeypatch.setattr(loop, "first_state", poisoned)
+    monkeypatch.setattr(loop, "init_or_restore", poisoned)
     with pytest.raises(
         FloatingPointError, match=r"^step 4: .*total_loss.* not finite, on images \[\d+(, \d+){3}\]"
     ):
@@ -223,7 +225,7 @@ def test_a_folder_of_another_config_is_refused(straight, config, folder):
 
 def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
     # The compiled step is that of training's end, so what it would do is only looked at.
-    from klbox_jax.train import evaluation
+    from klbox_jax.train import run_evaluation as evaluation
 
     seen = []
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from klbox_jax.train import first_state
+from klbox_jax.train import init_or_restore
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -66,10 +66,10 @@ def start(tmp_path, path, **fields):
     job = Job(config=scenes_config("loss=kl", **fields), workdir=Workdir(tmp_path / "run"))
     # Without the scenes, whose classes nobody needs here.
     job.__dict__["model"] = model = thin_model("loss=kl", **fields)
-    key, batch = jax.random.key(0), first_state.dummy_batch((64, 64))
+    key, batch = jax.random.key(0), init_or_restore.dummy_batch((64, 64))
     shapes = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
     fresh = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -7.0, leaf.dtype), shapes)
-    return first_state._initial_params(job, fresh), job.workdir
+    return init_or_restore._initial_params(job, fresh), job.workdir
 
 
 def flat(params):
@@ -129,19 +129,19 @@ def test_the_first_state_is_filled_and_an_old_one_is_not(tmp_path, monkeypatch):
     job = Job(config=config, workdir=Workdir(tmp_path / "run"))
     job.__dict__["model"] = thin_model("loss=kl")
     monkeypatch.setattr(
-        first_state, "_initial_params", lambda job, params: jax.tree.map(lambda x: 0 * x + 3, params)
+        init_or_restore, "_initial_params", lambda job, params: jax.tree.map(lambda x: 0 * x + 3, params)
     )
-    new = first_state.TrainState(jnp.array(0), {"w": jnp.zeros(2)}, ())
+    new = init_or_restore.TrainState(jnp.array(0), {"w": jnp.zeros(2)}, ())
     lowered = jax.jit(lambda: new).lower()
-    monkeypatch.setattr(first_state, "lower_create_state", lambda *_, **__: lowered)
+    monkeypatch.setattr(init_or_restore, "lower_create_state", lambda *_, **__: lowered)
     step_fn = jax.jit(lambda state, batch: state)
 
     def first_params(checkpoints):
-        state, compiling = first_state.first_state(job, None, checkpoints, step_fn)
+        state, compiling = init_or_restore.init_or_restore(job, None, checkpoints, step_fn)
         compiling.result()
         return state.params
 
-    monkeypatch.setattr(first_state, "compile_and_create_state", lambda program, **_: program.compile()())
+    monkeypatch.setattr(init_or_restore, "compile_and_create_state", lambda program, **_: program.compile()())
     checkpoints = Checkpoints(job.workdir.checkpoints, max_to_keep=1)
     np.testing.assert_array_equal(first_params(checkpoints)["w"], [3, 3])
     monkeypatch.setattr(checkpoints, "latest_step", lambda: 5)

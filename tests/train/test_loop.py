@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from klbox_jax import main
-from klbox_jax.train import best, checkpoints, evaluation, loop, reporter, workdir
-from klbox_jax.train.checkpoints import CheckpointError, find_fault, find_steps
-from klbox_jax.train.preemption import Preempted
+from klbox_jax.errors import CheckpointError, Preempted
+from klbox_jax.train import best_checkpoint, checkpoints, evaluation, loop, reporter, workdir
+from klbox_jax.train.checkpoints import find_fault, find_steps
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import MetricWriter, read_metrics
 from tests.train.toy import share_programs, toy_config, toy_job, use_toy
@@ -249,8 +249,8 @@ def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
     # Of equals the first.
     assert find_steps(job.workdir.checkpoints) == [2, 6]
     assert find_fault(job.workdir.checkpoints / "2") is None
-    assert best.best_checkpoint(job.workdir, "AP") == 2
-    assert best.scores(job.workdir, "AP") == {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 5.0}
+    assert best_checkpoint.best_checkpoint(job.workdir, "AP") == 2
+    assert best_checkpoint.scores(job.workdir, "AP") == {1: 10.0, 2: 30.0, 3: 20.0, 4: 30.0, 5: 5.0}
 
 
 def test_the_two_best_checkpoints_stay(tmp_path):
@@ -259,8 +259,8 @@ def test_the_two_best_checkpoints_stay(tmp_path):
     loop.train(job, evaluate=evaluate)
     # Of equals the first; and the last of all.
     assert find_steps(job.workdir.checkpoints) == [1, 3, 6]
-    assert best.standing(job.workdir, "AP", eval_every=1, count=2).best_steps == (3, 1)
-    assert best.best_checkpoint(job.workdir, "AP") == 3
+    assert best_checkpoint.standing(job.workdir, "AP", eval_every=1, count=2).best_steps == (3, 1)
+    assert best_checkpoint.best_checkpoint(job.workdir, "AP") == 3
 
 
 def test_the_best_checkpoint_stays_where_a_run_resumes_between_evaluations(tmp_path, monkeypatch):
@@ -336,12 +336,12 @@ def test_eval_reads_the_best_checkpoint_when_it_is_told_so(tmp_path, monkeypatch
     assert seen == [2, 6]
     job.workdir.metrics.unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of which .*metrics\.jsonl tells val/AP"):
-        best.best_checkpoint(job.workdir, "AP")
+        best_checkpoint.best_checkpoint(job.workdir, "AP")
 
 
 def status_of(tmp_path, mode="train", **fields):
     """What a program exits with that runs the toy."""
-    program = main.exit_with_one_line(
+    program = main.report_user_errors(
         lambda argv: main.run(toy_config(tmp_path, **fields), str(tmp_path / "run"), mode)
     )
     with pytest.raises(SystemExit) as caught:

@@ -7,10 +7,10 @@ import pytest
 
 from configs import mask_rcnn_resnet50_fpn
 from experiments.model_report import example_batch
-from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import lower_create_state, stop_frozen, train_step
 from tests.thin import random_batch, scenes_config, thin_model

@@ -7,8 +7,9 @@ import sys
 import textwrap
 import threading
 
+from klbox_jax.errors import Preempted
 from klbox_jax.train import preemption as preemption_module
-from klbox_jax.train.preemption import SIGNALS, Preempted, Preemption
+from klbox_jax.train.preemption import SIGNALS, Preemption
 
 
 def test_a_signal_is_noted_and_the_handlers_come_back():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from klbox_jax import distributed
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.train.step import compile_train_step, create_state
 from tests.thin import random_batch, scenes_config, thin_model

@@ -1,4 +1,4 @@
-from klbox_jax.evaluation import evaluate
+from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.main import run
 from klbox_jax.train import step
 from klbox_jax.train.job import Job

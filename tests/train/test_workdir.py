@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from klbox_jax.errors import WorkdirError
+from klbox_jax.files import read_json, write_json
 from klbox_jax.train import workdir as workdir_module
-from klbox_jax.train.workdir import Workdir, WorkdirError, read_json, write_json
+from klbox_jax.train.workdir import Workdir
 
 CONFIG = {
     "seed": 0,

@@ -13,8 +13,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter, masked_crc32c
 
+from klbox_jax.errors import WorkdirError
 from klbox_jax.train import writer as writer_module
-from klbox_jax.train.workdir import Workdir, WorkdirError
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import MetricWriter, Progress, read_metrics
 
 

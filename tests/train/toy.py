@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, TrainOutputs
-from klbox_jax.train import first_state, loop
+from klbox_jax.train import init_or_restore, loop
 from klbox_jax.train import job as job_module
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -33,7 +33,7 @@ class Toy(GeneralizedRCNN):
             loss *= jnp.where(jnp.isin(batch.image_id, jnp.array(self.nan_on)).any(), jnp.nan, 1.0)
         return TrainOutputs(losses={"loss_box_reg": loss}, metrics={})
 
-    def every_head(self, batch):
+    def init_all_heads(self, batch):
         self.train_forward(batch, jax.random.key(0))
 
 
@@ -75,7 +75,7 @@ _SHARED = {}
 def share_programs(monkeypatch):
     """Lets runs share what they trace; their configs differ in nothing else that goes into it."""
     optimizer_of, step_of = loop.build_optimizer, loop.compile_train_step
-    lowered_of, state_of = first_state.lower_create_state, first_state.compile_and_create_state
+    lowered_of, state_of = init_or_restore.lower_create_state, init_or_restore.compile_and_create_state
 
     def shared(make, *key):
         if key not in _SHARED:
@@ -98,8 +98,8 @@ def share_programs(monkeypatch):
 
     monkeypatch.setattr(loop, "build_optimizer", optimizer)
     monkeypatch.setattr(loop, "compile_train_step", step)
-    monkeypatch.setattr(first_state, "lower_create_state", lowered)
-    monkeypatch.setattr(first_state, "compile_and_create_state", state)
+    monkeypatch.setattr(init_or_restore, "lower_create_state", lowered)
+    monkeypatch.setattr(init_or_restore, "compile_and_create_state", state)
 
 
 def use_toy(monkeypatch, nan_on=()):

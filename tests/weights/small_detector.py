@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from klbox_jax.models.bottleneck_resnet import BottleneckResNet
 from klbox_jax.models.box_head import BoxHead, BoxPredictor
 from klbox_jax.models.fpn import FPN
 from klbox_jax.models.mask_head import MaskHead
+from klbox_jax.models.resnet import BottleneckResNet
 from klbox_jax.models.rpn import RPNHead
 
 BLOCKS = (1, 2, 1, 1)

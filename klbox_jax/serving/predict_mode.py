@@ -28,6 +28,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from klbox_jax.data.source import DataError
+from klbox_jax.errors import Preempted
+from klbox_jax.files import write_atomically, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.pictures import draw_detections, save_picture, shrink
 from klbox_jax.serving.gallery import Entry, render
@@ -35,8 +37,7 @@ from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import Predictor, check_same_detector, load, read_image
 from klbox_jax.structures import Batch
 from klbox_jax.train.job import Job
-from klbox_jax.train.preemption import Preempted, Preemption
-from klbox_jax.train.workdir import write_atomically, write_json
+from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.writer import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")

@@ -11,7 +11,7 @@ from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
 from klbox_jax.postprocess.detect import detect, unscale
-from klbox_jax.postprocess.mirroring import join, mirror_image, mirror_predictions
+from klbox_jax.postprocess.flip_tta import join, mirror_image, mirror_predictions
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, Detections
 

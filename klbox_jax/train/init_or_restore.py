@@ -14,18 +14,20 @@ import numpy as np
 from absl import logging
 
 from klbox_jax.data.loader import blank_batch
-from klbox_jax.distributed import put_batch, replicated
+from klbox_jax.distributed import is_writer, put_batch, replicated
+from klbox_jax.files import write_json
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_and_create_state, lower_create_state
-from klbox_jax.train.workdir import is_writer, write_json
 from klbox_jax.weights.convert import load_weights
 from klbox_jax.weights.provenance import check_provenance
 
 
-def first_state(job: Job, optimizer, checkpoints: Checkpoints, step_fn) -> tuple[TrainState, Future | None]:
+def init_or_restore(
+    job: Job, optimizer, checkpoints: Checkpoints, step_fn
+) -> tuple[TrainState, Future | None]:
     """Returns the state that a run starts from, and the compilation of its first step, under way on a thread.
 
     Args:

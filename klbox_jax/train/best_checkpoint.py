@@ -6,8 +6,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from klbox_jax.train.checkpoints import CheckpointError, find_steps
-from klbox_jax.train.workdir import Workdir, is_writer
+from klbox_jax.distributed import is_writer
+from klbox_jax.errors import CheckpointError
+from klbox_jax.train.checkpoints import find_steps
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 
 # Of each of them, more is better.

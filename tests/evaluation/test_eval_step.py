@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.evaluate import eval_step
+from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from tests.references.mirroring import mirrored_image
 from tests.thin import random_batch, thin_model
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from klbox_jax.ops.boxes import paired_iou
-from klbox_jax.postprocess.picks import SuppressionResult, pick_sequentially
+from klbox_jax.postprocess.greedy_suppression import SuppressionResult, pick_sequentially
 
 # Classes that are equal modulo this take turns, as one queue: the table of queues then has a fixed size, however many
 # classes there are.

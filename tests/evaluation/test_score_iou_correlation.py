@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.agreement import matched_agreement
+from klbox_jax.evaluation.score_iou_correlation import matched_agreement
 from tests.evaluation.test_coco import dataset, result, truth
 from tests.references.boxes import iou_of_pair
 from tests.references.uncertainty import spearman

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.postprocess.pick_rounds import pick_in_rounds
-from klbox_jax.postprocess.picks import pick_sequentially
+from klbox_jax.postprocess.greedy_suppression import pick_sequentially
+from klbox_jax.postprocess.greedy_suppression_by_class import pick_in_rounds
 
 COUNT = 120
 OPTIONS = {"decay": lambda iou: jnp.exp(-jnp.square(iou) / 0.3), "min_score": 0.2}

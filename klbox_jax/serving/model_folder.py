@@ -8,11 +8,13 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 
 from klbox_jax.data.build import build_source
+from klbox_jax.errors import WorkdirError
+from klbox_jax.files import read_json
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.checkpoints import find_steps, restore_params
-from klbox_jax.train.first_state import dummy_batch
+from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import ADDED_FIELDS, Workdir, WorkdirError, read_json
+from klbox_jax.train.workdir import ADDED_FIELDS, Workdir
 from klbox_jax.weights.safetensors_file import check_params, load_params
 
 # The weights of a shipped folder, which has no checkpoints.
@@ -113,7 +115,7 @@ def read_params(
         step, params = restore_params(workdir.checkpoints, step)
         path = workdir.checkpoints / str(step)
     key, batch = jax.random.key(0), dummy_batch(canvas)
-    expected = jax.eval_shape(lambda: model.init(key, batch, method="every_head"))["params"]
+    expected = jax.eval_shape(lambda: model.init(key, batch, method="init_all_heads"))["params"]
     check_params(params, expected, path=path)
     return step, params
 
@@ -144,7 +146,7 @@ def check_same_network(job: Job, params: Any) -> None:
             )
     expected = jax.eval_shape(
         lambda: job.model.init(
-            jax.random.key(0), dummy_batch(job.preprocessing.canvases[0]), method="every_head"
+            jax.random.key(0), dummy_batch(job.preprocessing.canvases[0]), method="init_all_heads"
         )
     )["params"]
     check_params(params, expected, path=job.workdir.checkpoints)

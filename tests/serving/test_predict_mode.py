@@ -10,16 +10,16 @@ from absl import logging as absl_logging
 from PIL import Image
 from pycocotools.coco import COCO
 
+from klbox_jax.errors import CheckpointError, Preempted
+from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.report.pictures import shrink
 from klbox_jax.serving import predict as predict_module
 from klbox_jax.serving.gallery import Entry, render
-from klbox_jax.serving.predict import find_images
+from klbox_jax.serving.predict_mode import find_images
 from klbox_jax.serving.predictor import load
-from klbox_jax.train.checkpoints import CheckpointError
 from klbox_jax.train.job import Job
-from klbox_jax.train.preemption import Preempted, Preemption
-from klbox_jax.train.workdir import read_json
+from klbox_jax.train.preemption import Preemption
 from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run
 from tests.thin import coco_config
 

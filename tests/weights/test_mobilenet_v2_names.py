@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from klbox_jax.models.mobilenet import MobileNetV2
 from klbox_jax.weights.convert import load_weights
-from klbox_jax.weights.mobilenet_v2 import torch_names
 from klbox_jax.weights.torch_file import WeightFileError, read_torch_file
+from klbox_jax.weights.torchvision_names import mobilenet_v2_names
 from tests.weights.test_torch_file import write_zip
 
 REAL_FILE = pathlib.Path(__file__).parents[3] / "shared/weights/mobilenet_v2-b0353104.pth"
@@ -30,7 +30,7 @@ def state():
     state = {}
     for number, (path, leaf) in enumerate(sorted(flatten_dict(shapes).items())):
         shape = leaf.shape if path[-1] != "kernel" else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
-        state[torch_names()[path]] = np.full(shape, number, np.float32)
+        state[mobilenet_v2_names()[path]] = np.full(shape, number, np.float32)
     state["features.0.0.weight"] = np.arange(32 * 3 * 3 * 3, dtype=np.float32).reshape(32, 3, 3, 3)
     state["features.0.1.num_batches_tracked"] = np.asarray(7, np.int64)
     state["classifier.1.weight"] = np.zeros((10, 1280), np.float32)
@@ -42,7 +42,7 @@ def _load(params, path):
 
 
 def test_names_are_torchvisions():
-    names = torch_names()
+    names = mobilenet_v2_names()
     assert names["stem", "conv", "kernel"] == "features.0.0.weight"
     assert names["block_1", "depthwise", "conv", "kernel"] == "features.1.conv.0.0.weight"
     assert names["block_1", "project", "norm", "mean"] == "features.1.conv.2.running_mean"
@@ -65,7 +65,7 @@ def test_every_tensor_lands_in_its_place(tmp_path, params, state):
     for key, value in flatten_dict(loaded).items():
         assert value.dtype == jnp.float32
         if key[:2] != ("stem", "conv"):
-            np.testing.assert_allclose(value, state[torch_names()[key]].flat[0], rtol=1e-6)
+            np.testing.assert_allclose(value, state[mobilenet_v2_names()[key]].flat[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

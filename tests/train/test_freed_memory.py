@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from klbox_jax.train.heap import give_back_freed_memory
+from klbox_jax.train.loop import give_back_freed_memory
 
 
 def resident_bytes():

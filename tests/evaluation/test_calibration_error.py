@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.calibration import (
+from klbox_jax.evaluation.calibration_error import (
     LEVELS,
     calibration_curve,
     calibration_errors,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.models.roi_pooler import RoIPooler
+from klbox_jax.ops.roi_pooler import RoIPooler
 
 
 def pyramid(levels):

@@ -11,20 +11,23 @@ from absl import logging
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.data.plan import EvalPlan
 from klbox_jax.data.source import Source
+from klbox_jax.distributed import is_writer
+from klbox_jax.errors import Preempted
 from klbox_jax.evaluation.coco import IOU_THRESHOLDS, check_backend, evaluate_detections
-from klbox_jax.evaluation.evaluate import Evaluator, compile_eval_step
+from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
 from klbox_jax.evaluation.lrp import evaluate_lrp
 from klbox_jax.evaluation.pdq import evaluate_pdq
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.evaluation.voc import evaluate_voc
+from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.best import FURTHER_HEADLINES, HEADLINES
+from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES
+from klbox_jax.train.calibration_file import load_temperature
 from klbox_jax.train.job import Job
-from klbox_jax.train.preemption import Preempted, Preemption
+from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.sample_pictures import draw_samples
-from klbox_jax.train.temperature import load_temperature
-from klbox_jax.train.workdir import current_versions, is_writer, read_json, write_json
+from klbox_jax.train.workdir import current_versions
 from klbox_jax.train.writer import MetricWriter, Progress
 
 UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")

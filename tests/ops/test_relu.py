@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.models import bottleneck_resnet
-from klbox_jax.models.bottleneck_resnet import BottleneckResNet
-from klbox_jax.models.rectifier import relu
+from klbox_jax.models import resnet
+from klbox_jax.models.resnet import BottleneckResNet
+from klbox_jax.ops.relu import relu
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -52,6 +52,6 @@ def test_the_gradient_of_residual_blocks_takes_less_memory_than_with_jaxs_own(mo
         return compiled.memory_analysis().temp_size_in_bytes
 
     ours = temporary_bytes()
-    monkeypatch.setattr(bottleneck_resnet, "relu", jax.nn.relu)
+    monkeypatch.setattr(resnet, "relu", jax.nn.relu)
     # Each of the blocks but the last would keep the sum before its last rectifier.
     assert ours <= temporary_bytes() - 3 * 4 * result.size

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
-from klbox_jax.postprocess.mirroring import join, mirror_boxes, mirror_image, mirror_predictions
+from klbox_jax.postprocess.flip_tta import join, mirror_boxes, mirror_image, mirror_predictions
 from klbox_jax.structures import BoxPredictions, Proposals
 from tests.references.mirroring import boxes_in_the_image, mirrored_image
 

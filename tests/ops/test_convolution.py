@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from jax import export
 
-from klbox_jax.models import convolution
-from klbox_jax.models.convolution import Conv, depthwise_conv, full_conv, pointwise_conv
+from klbox_jax.models.convolution import Conv
 from klbox_jax.models.normalization import FrozenBatchNorm
+from klbox_jax.ops import convolution
+from klbox_jax.ops.convolution import depthwise_conv, full_conv, pointwise_conv
 
 SIZES = [(8, 7), (7, 10), (1, 2)]
 KEY = jax.random.key(0)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from klbox_jax.losses.operands import box_loss_operands
+from klbox_jax.losses.box_regression import box_loss_operands
 
 
 @pytest.mark.parametrize(

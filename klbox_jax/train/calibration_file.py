@@ -5,8 +5,10 @@ from absl import logging
 from jaxtyping import Float
 from numpy import ndarray
 
+from klbox_jax.errors import WorkdirError
+from klbox_jax.files import read_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.workdir import Workdir, WorkdirError, read_json
+from klbox_jax.train.workdir import Workdir
 
 # These say which detections there are, not what the std of one of them means.
 _OF_THE_SELECTION = ("score_threshold", "soft_nms_min_score", "pre_nms_topk", "detections_per_image")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.edge_pairs import pair_edges
+from klbox_jax.evaluation.hidden_edge_stds import pair_edges
 from klbox_jax.evaluation.matching import match_detections
 from tests.evaluation.test_coco import dataset, result, truth
 
