@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from klbox_jax.files import read_json
+
 # Beside losses and the like of training, these of the evaluation are curves where it was done more than once.
 EVALUATION_CURVES = ("AP", "AP50", "AP75", "AP80", "AP90", "NLL", "coverage_1sigma")
 _MAX_POINTS = 300
@@ -63,13 +65,13 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
         raise ValueError(
             f"{workdir} has no metrics.jsonl, the numbers of the training; bring it back, or name another run"
         )
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     step, evaluations = _choose_step(workdir, _evaluations(path), step)
     setting = _choose_setting(workdir, evaluations, setting, step=step, own=config.get("postprocess"))
     folder = evaluations[setting]
     if not (folder / "detections.json").exists():
         raise ValueError(f"{folder} has no detections.json; evaluate again with --mode=eval")
-    metrics = _read_json(folder / "metrics.json")
+    metrics = read_json(folder / "metrics.json")
     versions = path / "versions.json"
     return Run(
         path=path,
@@ -77,10 +79,10 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
         step=step,
         setting=setting,
         config=config,
-        versions=metrics.get("versions") or (_read_json(versions) if versions.exists() else {}),
+        versions=metrics.get("versions") or (read_json(versions) if versions.exists() else {}),
         metrics=metrics,
         records=_read_records(path / "metrics.jsonl"),
-        detections=_read_json(folder / "detections.json"),
+        detections=read_json(folder / "detections.json"),
     )
 
 
@@ -191,7 +193,7 @@ def _choose_setting(
         return next(iter(found))
     # Results without a name are those of the config; so may be others, where an experiment named them all.
     for name in sorted(found):
-        if name == "" or _read_json(found[name] / "metrics.json").get("postprocess") == own:
+        if name == "" or read_json(found[name] / "metrics.json").get("postprocess") == own:
             return name
     raise ValueError(f"{workdir} has several settings at step {step}; choose --setting from {names}")
 
@@ -199,13 +201,6 @@ def _choose_setting(
 def _data(run: Run) -> str:
     fingerprint = run.metrics.get("data_fingerprint")
     return f"{run.metrics.get('data')}{f' ({fingerprint[:12]})' if fingerprint else ''}"
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers bytes that are not UTF-8
-        raise ValueError(f"{path} is not readable as JSON ({error}); bring back the file") from None
 
 
 def _read_records(path: pathlib.Path) -> list[dict]:
