@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.speed.measure import Measure, Sides, timed
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.postprocess.suppression import suppress
 from klbox_jax.postprocess.voting import variance_voting
 
@@ -71,16 +73,13 @@ def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def suppress_and_vote(boxes, scores, classes, variances):
     """Returns scores and boxes of an image's detections, as Algorithm 1 has them."""
     valid = jnp.ones(CANDIDATES, bool)
-    kept = suppress(
-        boxes,
-        scores,
-        classes,
-        valid,
-        method="soft_gaussian",
+    settings = PostprocessSettings(
+        suppression="soft_gaussian",
         soft_nms_sigma=SOFT_NMS_SIGMA,
-        min_score=MIN_SCORE,
-        max_outputs=OUTPUTS,
+        soft_nms_min_score=MIN_SCORE,
+        detections_per_image=OUTPUTS,
     )
+    kept = suppress(Candidates(boxes=boxes, scores=scores, classes=classes, valid=valid), settings)
     voted = variance_voting(
         boxes[kept.indices], classes[kept.indices], boxes, variances, classes, valid, sigma_t=SIGMA_T
     )

@@ -11,7 +11,7 @@ from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
 from klbox_jax.postprocess.detect import detect, unscale
-from klbox_jax.postprocess.flip_tta import join, mirror_image, mirror_predictions
+from klbox_jax.postprocess.flip_tta import concat_predictions, mirror_image, mirror_predictions
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, Detections
 
@@ -45,7 +45,7 @@ def join_mirrored(params, predictions: Predictions, batch: Batch, *, model: Gene
 
     def single(boxes, proposals, other_boxes, other_proposals, width):
         back = mirror_predictions(other_boxes, other_proposals, width, box_coder=box_coder)
-        return join((boxes, proposals), back)
+        return concat_predictions((boxes, proposals), back)
 
     boxes, proposals = jax.vmap(single)(
         predictions.boxes, predictions.proposals, other.boxes, other.proposals, widths

@@ -9,17 +9,14 @@ from jaxtyping import Array, Float, Int
 from klbox_jax.losses.box_regression import kl_variance_of
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
 from klbox_jax.ops.boxes import clip_to_image, is_nonempty
-from klbox_jax.postprocess.candidates import Candidates, fuse_candidates, select_candidates
-from klbox_jax.postprocess.fusion import bayes_fusion
+from klbox_jax.postprocess.candidate_selection import Decoding, select_candidates
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.greedy_suppression import SuppressionResult
 from klbox_jax.postprocess.refinement import refine_boxes
+from klbox_jax.postprocess.released_code import remaining_voters
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.postprocess.suppression import suppress
-from klbox_jax.postprocess.voting import (
-    VotingResult,
-    box_voting,
-    iou_voting,
-    variance_voting,
-)
+from klbox_jax.postprocess.voting import KeptBoxes, VotingResult, average
 from klbox_jax.structures import Batch, BoxPredictions, Detections, Proposals
 
 
@@ -36,22 +33,21 @@ def detect(
 ) -> Detections:
     """Turns the heads' outputs for one image into detections; `jax.vmap` for a batch.
 
-    Softmax; the `pre_nms_topk` best (proposal, class) pairs above the score threshold; decode those and clip
-    them to the image, dropping what is left empty; suppress; vote; refine.
+    Softmax; the `pre_nms_topk` best (proposal, class) pairs above the score threshold; decode those and clip them to
+    the image, dropping empty boxes; suppress; vote; refine.
 
-    Voters are all candidates of the class, those that suppression removed included, unless `settings.voters`
-    says otherwise. Variance voting weighs them by the variance of the coded offset, as in the paper. Weighted
-    boxes fusion makes its own clusters, and the suppression runs over these. `box_stds` is in pixels of the
-    canvas: without voting the detection's own, with voting what `settings.voting_variance` says; refinement
-    leaves it as it is.
+    Voters are all candidates of the class, including those that suppression removed, unless `settings.voters` says
+    otherwise. Variance voting weighs them by the variance of the coded offset, as in the paper. Weighted boxes fusion
+    makes its own clusters, and suppression runs over these. `box_stds` is in pixels of the canvas: without voting the
+    detection's own, with voting as `settings.voting_variance` says; refinement leaves it as it is.
 
     Args:
         predictions: the box head's outputs for each proposal, Kb = K or 1.
         proposals: the boxes that the predictions refer to, P of them.
         image_size: true height and width inside the canvas.
-        settings: what to do, static.
-        box_coder: how the offsets are coded.
-        variance_of: what the head's log variances mean: `BoxLoss.variance_of` of the loss it was trained with.
+        settings: static.
+        box_coder: the coding of the offsets.
+        variance_of: meaning of the head's log variances: `BoxLoss.variance_of` of the loss it was trained with.
         predict_iou: the IoU head: boxes `[n, 4]` and classes `[n]` to predicted IoUs `[n]`, or None.
         scale: canvas pixels per file pixel, x and y, for `settings.plus_one_widths`; 1 if None.
 
@@ -62,54 +58,17 @@ def detect(
         ValueError: if the settings need what the heads do not predict, or variances come with a coder that
             cannot turn them into pixels.
     """
-    has_variances = predictions.box_log_vars is not None
-    settings.check_head(has_variances=has_variances, has_iou_head=predict_iou is not None)
-    if has_variances and not isinstance(box_coder, CornerBoxCoder):
-        raise ValueError(
-            f"Variances of edges need the corner coding, got {type(box_coder).__name__}; use CornerBoxCoder."
-        )
-
-    candidates = select_candidates(
-        predictions,
-        proposals,
-        image_size,
-        settings=settings,
-        box_coder=box_coder,
-        variance_of=variance_of,
-        scale=scale,
-    )
-    if settings.voting == "wbf":
-        candidates = fuse_candidates(candidates, settings=settings)
-    kept = suppress(
-        candidates.boxes,
-        candidates.scores,
-        candidates.classes,
-        candidates.valid,
-        method=settings.suppression,
-        nms_threshold=settings.nms_threshold,
-        soft_nms_sigma=settings.soft_nms_sigma,
-        soft_nms_threshold=settings.soft_nms_threshold,
-        min_score=settings.soft_nms_min_score,
-        max_outputs=settings.detections_per_image,
-        predicted_ious=(
-            predict_iou(candidates.boxes, candidates.classes)
-            if settings.suppression == "iou_guided"
-            else None
-        ),
-    )
-    voted = vote(kept.indices, candidates, settings=settings, turns=kept.turns)
+    _check(predictions, settings, box_coder, predict_iou)
+    decoding = Decoding(image_size=image_size, box_coder=box_coder, variance_of=variance_of, scale=scale)
+    candidates = select_candidates(predictions, proposals, decoding, settings)
+    if settings.suppression == "iou_guided":
+        ious = predict_iou(candidates.boxes, candidates.classes)
+        candidates = candidates.replace(predicted_ious=ious)
+    kept = suppress(candidates, settings)
+    voted = vote(kept, candidates, settings)
     boxes, scores, classes = voted.boxes, kept.scores, candidates.classes[kept.indices]
     if settings.refine_steps:
-        refined = refine_boxes(
-            boxes,
-            lambda boxes: predict_iou(boxes, classes),
-            num_steps=settings.refine_steps,
-            step_size=settings.refine_step_size,
-            keep_best=settings.refine_keep_best,
-        )
-        refined = clip_to_image(refined.boxes, image_size)
-        # A long step may turn a box inside out; it then stays where it was.
-        boxes = jnp.where(is_nonempty(refined)[:, None], refined, boxes)
+        boxes = _refine(boxes, lambda boxes: predict_iou(boxes, classes), image_size, settings)
     ious = None if predict_iou is None else jnp.clip(predict_iou(boxes, classes), 0.0, 1.0)
     if settings.score_by_iou:
         scores = scores * ious
@@ -133,61 +92,50 @@ def detect(
     return _best_first(found) if settings.score_by_iou or settings.score_by_std else found
 
 
-def vote(
-    kept: Int[Array, " D"],
-    candidates: Candidates,
-    *,
-    settings: PostprocessSettings,
-    turns: Int[Array, " N"] | None = None,
-) -> VotingResult:
-    """Returns the boxes of the kept candidates, averaged with their neighbours as the settings say.
+def _check(predictions, settings, box_coder, predict_iou) -> None:
+    has_variances = predictions.box_log_vars is not None
+    settings.check_head(has_variances=has_variances, has_iou_head=predict_iou is not None)
+    if has_variances and not isinstance(box_coder, CornerBoxCoder):
+        raise ValueError(
+            f"Variances of edges need the corner coding, got {type(box_coder).__name__}; use CornerBoxCoder."
+        )
+
+
+def vote(kept: SuppressionResult, candidates: Candidates, settings: PostprocessSettings) -> VotingResult:
+    """Returns the kept boxes, averaged with their neighbours by `settings.voting`.
 
     Args:
         kept: rows of the candidates.
         candidates: the voters; those of weighted boxes fusion are averages already.
-        settings: `voting`, and the fields that belong to it.
-        turns: of `SuppressionResult`; `voters='remaining'` needs them.
+        settings: `voting` and the fields of the method.
 
     Returns:
         Boxes in pixels and variances in squared pixels, None for a head without variances.
     """
-    boxes, classes = candidates.boxes[kept], candidates.classes[kept]
-    variances = None if candidates.pixel_variances is None else candidates.pixel_variances[kept]
-    if settings.voting in ("none", "wbf"):
+    boxes, classes = candidates.boxes[kept.indices], candidates.classes[kept.indices]
+    variances = None
+    if candidates.pixel_variances is not None:
+        variances = candidates.pixel_variances[kept.indices]
+    method = settings.voting_method
+    if method is None:
         return VotingResult(boxes=boxes, variances=variances)
-    everyone = {"candidate_classes": candidates.classes, "candidate_valid": candidates.valid}
-    if settings.voting == "bayes":
-        return bayes_fusion(
-            boxes,
-            classes,
-            candidates.boxes,
-            candidates.pixel_variances,
-            **everyone,
-            affinity=settings.bayes_affinity,
-            calibration=settings.bayes_calibration,
-        )
-    everyone |= {
-        "reported_variances": candidates.pixel_variances,
-        "kept_variances": variances,
-        "variance_mode": settings.voting_variance,
-    }
-    if settings.voters == "remaining":
-        everyone["voters"] = jnp.arange(len(kept))[:, None] < turns[None, :]
-    if settings.voting == "box_voting":
-        threshold = settings.box_voting_threshold
-        return box_voting(
-            boxes, classes, candidates.boxes, candidates.scores, **everyone, iou_threshold=threshold
-        )
-    everyone |= {"sigma_t": settings.sigma_t, "iou_floor": settings.voting_iou_floor}
-    if settings.voting.endswith("_score"):
-        everyone["candidate_scores"] = candidates.scores
-    if settings.voting in ("iou", "iou_score"):
-        return iou_voting(boxes, classes, candidates.boxes, **everyone)
-    weigh = candidates.coded_variances
-    if settings.variance_order == "detectron":
-        x1, y1, x2, y2 = weigh.T
-        weigh = jnp.stack([x1, x2, y1, y2], axis=-1)
-    return variance_voting(boxes, classes, candidates.boxes, weigh, **everyone)
+    voters = remaining_voters(kept) if settings.voters == "remaining" else None
+    before = KeptBoxes(boxes=boxes, classes=classes, variances=variances, voters=voters)
+    votes = method(before, candidates)
+    return average(before, candidates, votes, variance_mode=settings.variance_mode)
+
+
+def _refine(boxes, predict_iou, image_size, settings: PostprocessSettings) -> Float[Array, "D 4"]:
+    refined = refine_boxes(
+        boxes,
+        predict_iou,
+        num_steps=settings.refine_steps,
+        step_size=settings.refine_step_size,
+        keep_best=settings.refine_keep_best,
+    )
+    refined = clip_to_image(refined.boxes, image_size)
+    # A long step may turn a box inside out; it then stays where it was.
+    return jnp.where(is_nonempty(refined)[:, None], refined, boxes)
 
 
 def weigh_by_std(
@@ -197,10 +145,10 @@ def weigh_by_std(
     *,
     strength: float,
 ) -> Float[Array, " D"]:
-    """Returns score * exp(-strength * mean over the four edges of std / side), a score of localization too.
+    """Returns score * exp(-strength * mean over the four edges of std / side), so that the score covers localization.
 
-    To first order an edge that is off by d pixels takes d / side from the IoU, so that the expected IoU falls about
-    linearly in std / side; see `PostprocessSettings.score_by_std`.
+    To first order an edge that is off by d pixels takes d / side from the IoU, so the expected IoU falls about linearly
+    in std / side; see `PostprocessSettings.score_by_std`.
 
     Args:
         scores: of detections.

@@ -1,7 +1,7 @@
-"""The mirrored image as a second look at the image: what goes into the network, and what comes back.
+"""Test-time augmentation by flipping: the mirrored image's predictions, mapped back to the image.
 
-Of one image each, as everywhere. The mirror stands in the middle of the image's true width, so that the image stays
-in the corner of its canvas and the padding stays where it is.
+All functions are of one image. The mirror is in the middle of the image's true width, so that the image stays in the
+corner of its canvas and the padding stays in its place.
 """
 
 import jax
@@ -19,7 +19,7 @@ def mirror_image(image: UInt8[Array, "h w 3"], width: Int[Array, ""]) -> UInt8[A
 
 
 def mirror_boxes(boxes: Float[Array, "*b 4"], width: Int[Array, ""]) -> Float[Array, "*b 4"]:
-    """Returns where boxes in the mirrored image lie in the image, and the other way around; x becomes width - x."""
+    """Maps boxes between the image and its mirror image, in either direction: x becomes width - x."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
 
@@ -31,14 +31,14 @@ def mirror_predictions(
     *,
     box_coder: CornerBoxCoder | CenterBoxCoder,
 ) -> tuple[BoxPredictions, Proposals]:
-    """Returns what a network said of the mirrored image, as what it says of the image.
+    """Maps predictions for the mirrored image to predictions for the image.
 
     Args:
         predictions: of the mirrored image.
         proposals: of the mirrored image.
         width: of the image, in pixels of the canvas.
-        box_coder: how the offsets are coded. Corner offsets trade places and signs along x, and so do their log
-            variances, without a sign; of centre offsets dx alone changes its sign.
+        box_coder: the coding of the offsets. Corner offsets along x swap places and change sign; their log variances
+            only swap places; of centre offsets only dx changes sign.
 
     Raises:
         ValueError: the weights of x1 and x2 differ, so that an offset and its mirror image are in different units.
@@ -62,8 +62,8 @@ def mirror_predictions(
     )
 
 
-def join(
+def concat_predictions(
     first: tuple[BoxPredictions, Proposals], second: tuple[BoxPredictions, Proposals]
 ) -> tuple[BoxPredictions, Proposals]:
-    """Returns the rows of both, those of the second behind those of the first."""
+    """Concatenates the rows of both, the second after the first."""
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other]), first, second)

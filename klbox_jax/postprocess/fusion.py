@@ -1,13 +1,62 @@
 """Fusion: all boxes of a cluster become one. BayesOD fuses around kept boxes, WBF makes its own clusters."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from klbox_jax.ops.boxes import pairwise_iou
-from klbox_jax.postprocess.voting import VotingResult, average_voters, overlaps
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.voting import KeptBoxes, Votes, VotingResult, average, overlaps
 from klbox_jax.structures import AnyArray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BayesFusion:
+    """Bayesian fusion of BayesOD (Harakeh et al., ICRA 2020), with diagonal covariances.
+
+    The members of a cluster are the valid candidates of the class whose IoU with its centre, the kept box, is above
+    `affinity`. Each member is taken as an independent measurement of the same box, under a flat prior:
+
+        1 / var = sum_i 1 / var_i          x = var * sum_i x_i / var_i
+
+    Bayes' rule multiplies densities of one quantity, so the variances must be in the space in which the boxes are
+    averaged: squared pixels, both as weights and as the result. `VarianceVoting` follows its paper instead and weighs
+    by coded variances, which are relative to the size of each candidate's own proposal.
+
+    Members share pixels, so `fused` claims too much certainty, by a factor of about their number. The authors' code
+    (bayes-od-rc) multiplies the variance by 70, a number chosen on its data sets, and does not require members to have
+    the centre's class; their later code (probdet) does, as here. Full covariances and the prior around the anchor are
+    left out.
+
+    Attributes:
+        affinity: IoU above which a candidate belongs to the cluster; probdet also uses 0.9.
+        calibration: factor on the variance of `fused`; the other modes need none.
+
+    Raises:
+        ValueError: the affinity is not in [0, 1), or the calibration not positive.
+    """
+
+    affinity: float = 0.7
+    calibration: float = 1.0
+    needs_variances = True
+
+    def __post_init__(self):
+        if not 0 <= self.affinity < 1:
+            raise ValueError(f"Bayesian fusion needs an affinity in [0, 1), got {self.affinity}.")
+        if not self.calibration > 0:
+            raise ValueError(f"Bayesian fusion needs calibration > 0, got {self.calibration}.")
+
+    def __call__(self, kept: KeptBoxes, candidates: Candidates) -> Votes:
+        """Returns weight 1 for each member, and the variances in squared pixels as its divisors."""
+        iou, peers = overlaps(kept, candidates)
+        return Votes(
+            weights=(peers & (iou > self.affinity)).astype(candidates.boxes.dtype),
+            edge_variances=candidates.pixel_variances,
+            fused_factor=self.calibration,
+        )
 
 
 def bayes_fusion(
@@ -20,56 +69,41 @@ def bayes_fusion(
     *,
     affinity: float = 0.7,
     calibration: float = 1.0,
-    kept_variances: Float[Array, "D 4"] | None = None,
-    variance_mode: str = "fused",
+    **options,
 ) -> VotingResult:
-    """Bayesian fusion of BayesOD (Harakeh et al., ICRA 2020), with diagonal covariances.
-
-    The members of a cluster are the valid candidates of the class whose IoU with its centre, the kept box, is
-    above `affinity`. Each is taken for an independent measurement of the same box, under a flat prior:
-
-        1 / var = sum_i 1 / var_i          x = var * sum_i x_i / var_i
-
-    Bayes' rule multiplies densities of one quantity, so the variances must be in the space in which the boxes
-    are averaged: squared pixels, both as weights and as the result. `variance_voting` follows its paper
-    instead and weighs by coded variances, which are relative to the size of each candidate's own proposal.
-
-    Members share pixels, so `fused` claims too much certainty, by about their number. The authors' code
-    (bayes-od-rc) multiplies it by 70, chosen on its data sets, and does not ask members for the centre's
-    class; their later code (probdet) does, as here. Full covariances and the prior around the anchor are
-    left out.
+    """Fuses the neighbours of each kept box by `BayesFusion`, as a function of arrays.
 
     Args:
-        kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid: as in `variance_voting`.
+        kept_boxes: boxes that suppression left; the centres of the clusters.
+        kept_classes: their classes.
+        candidate_boxes: the boxes before suppression, in pixels.
         candidate_variances: variance of each edge in squared pixels, positive.
-        affinity: IoU above which a candidate belongs to the cluster; probdet also uses 0.9.
-        calibration: factor on the variance of `fused`; the other modes need none.
-        kept_variances: as in `variance_voting`, in squared pixels.
-        variance_mode: as in `variance_voting`; `fused` is the published one.
+        candidate_classes: their classes.
+        candidate_valid: False rows are in no cluster.
+        affinity, calibration: fields of `BayesFusion`.
+        **options: `kept_variances` and `variance_mode` of `VotingOptions`; the mode is "fused" by default, the
+            published one.
 
     Returns:
-        As `variance_voting`.
+        As `average`.
 
     Raises:
-        ValueError: if the affinity is not in [0, 1), the calibration not positive, or as `variance_voting`
-            for the variances.
+        ValueError: as `BayesFusion` and `average`.
     """
-    if not 0 <= affinity < 1:
-        raise ValueError(f"Bayesian fusion needs an affinity in [0, 1), got {affinity}.")
-    if not calibration > 0:
-        raise ValueError(f"Bayesian fusion needs calibration > 0, got {calibration}.")
-    iou, peers = overlaps(kept_boxes, kept_classes, candidate_boxes, candidate_classes, candidate_valid)
-    result = average_voters(
-        kept_boxes,
-        (peers & (iou > affinity)).astype(candidate_boxes.dtype),
-        candidate_boxes,
-        candidate_valid,
-        weight_variances=candidate_variances,
-        reported_variances=candidate_variances,
-        kept_variances=kept_variances,
-        variance_mode=variance_mode,
+    unknown = options.keys() - {"kept_variances", "variance_mode"}
+    if unknown:
+        raise TypeError(f"bayes_fusion got an unexpected keyword argument {min(unknown)!r}")
+    members = Candidates(
+        boxes=candidate_boxes,
+        scores=None,
+        classes=candidate_classes,
+        valid=candidate_valid,
+        pixel_variances=candidate_variances,
     )
-    return result.replace(variances=calibration * result.variances) if variance_mode == "fused" else result
+    kept = KeptBoxes(boxes=kept_boxes, classes=kept_classes, variances=options.get("kept_variances"))
+    method = BayesFusion(affinity=affinity, calibration=calibration)
+    mode = options.get("variance_mode", "fused")
+    return average(kept, members, method(kept, members), variance_mode=mode)
 
 
 @flax.struct.dataclass
@@ -103,26 +137,26 @@ def weighted_boxes_fusion(
     reported_variances: Float[Array, "N 4"] | None = None,
     variance_mode: str = "average",
 ) -> FusedClusters:
-    """Weighted boxes fusion (Solovyev et al., Image and Vision Computing 2021), for one model.
+    """Makes clusters of boxes and averages each (Solovyev et al., Image and Vision Computing 2021), for one model.
 
-    Candidates are placed in order of falling score (ties: the lower row first). Each joins the cluster of its
-    class whose fused box, *as it stands then*, overlaps it most, if that IoU is above the threshold; else it
-    opens a cluster. A fused box is the mean of its members, weighted by score. The score of a cluster is the
-    mean of its members' scores: the paper's factor min(members, models) / models is 1 for a single model, so
-    agreement among candidates is not rewarded. Agrees with the package `ensemble-boxes` (1.0.9, `avg`), which
-    drops empty boxes and breaks ties otherwise.
+    Candidates are placed in order of falling score (ties: the lower row first). Each joins the cluster of its class
+    whose fused box, *as it is at that time*, overlaps it most, if that IoU is above the threshold; otherwise it opens a
+    cluster. A fused box is the mean of its members, weighted by score. The score of a cluster is the mean of its
+    members' scores: the paper's factor min(members, models) / models is 1 for a single model, so agreement among
+    candidates is not rewarded. Agrees with the package `ensemble-boxes` (1.0.9, `avg`), which drops empty boxes and
+    breaks ties in another way.
 
-    Clusters depend on boxes that move while they are made, so this is a loop over the valid candidates, N work
-    in each turn; the means take N x N weights. Gradients are those of the means, with the clusters held fixed.
+    Clusters depend on boxes that move while they are made, so this is a loop over the valid candidates, with N work in
+    each turn; the means take N x N weights. Gradients are those of the means, with the clusters held fixed.
 
     Args:
         candidate_boxes: all boxes of an image, without any suppression.
         candidate_scores: not negative.
-        candidate_classes: only equal classes are fused.
+        candidate_classes: only boxes of one class are fused.
         candidate_valid: False rows are in no cluster, whatever they hold.
-        iou_threshold: a candidate joins a cluster above this.
+        iou_threshold: a candidate joins a cluster above this IoU.
         reported_variances: variance of each edge, without a part in the weight; or None.
-        variance_mode: as in `variance_voting`; the winner is the first member.
+        variance_mode: one of `VARIANCE_MODES`; the winner is the first member.
 
     Returns:
         N slots. An empty box, whose IoU is 0, stays alone.
@@ -141,15 +175,19 @@ def weighted_boxes_fusion(
     valid = slots < count
     members = cluster[None, :] == slots[:, None]
     weights = jnp.where(members, scores[None, :], 0.0)
-    fused = average_voters(
-        boxes[indices],
-        weights,
-        boxes,
-        candidate_valid,
-        reported_variances=reported_variances,
-        kept_variances=None if reported_variances is None else reported_variances[indices],
-        variance_mode=variance_mode,
+    first = KeptBoxes(
+        boxes=boxes[indices],
+        classes=candidate_classes,
+        variances=None if reported_variances is None else reported_variances[indices],
     )
+    voters = Candidates(
+        boxes=boxes,
+        scores=scores,
+        classes=candidate_classes,
+        valid=candidate_valid,
+        pixel_variances=reported_variances,
+    )
+    fused = average(first, voters, Votes(weights=weights), variance_mode=variance_mode)
     return FusedClusters(
         boxes=jnp.where(valid[:, None], fused.boxes, 0.0),
         scores=weights.sum(axis=1) / jnp.maximum(members.sum(axis=1), 1),
@@ -167,8 +205,11 @@ def _cluster(
     valid: Bool[Array, " N"],
     iou_threshold: float,
 ) -> tuple[Int[Array, " N"], Int[Array, " N"], Int[Array, ""]]:
-    """The slot of each candidate (N if it is not valid), the first member of each slot, and the slots used."""
+    """Returns the slot of each candidate (N if it is not valid), the first member of each slot, and the slots used."""
     size = len(scores)
+    if size == 0:
+        nothing = jnp.zeros(0, jnp.int32)
+        return nothing, nothing, jnp.zeros((), jnp.int32)
     order = jnp.argsort(jnp.where(valid, -scores, jnp.inf))
 
     def place(turn: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -1,98 +1,94 @@
-"""The picks of `picks.pick_sequentially`, those of all classes at once.
+"""Greedy suppression of all classes at once, in rounds: the picks of `greedy_suppression`, in fewer steps.
 
-A pick lowers boxes of its own class alone, so classes need not wait for each other: in every round each class picks
-its best box. An image then takes as many rounds as the class with the most detections has picks, about ten for a
-hundred detections, where the plain loop takes a hundred steps.
+A pick lowers boxes of its own class only, so classes need not wait for each other: in every round each class picks its
+best box. An image then takes as many rounds as the class with the most detections has picks, about ten for a hundred
+detections, where the plain loop takes a hundred steps.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
 from klbox_jax.ops.boxes import paired_iou
-from klbox_jax.postprocess.greedy_suppression import SuppressionResult, pick_sequentially
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.greedy_suppression import Decay, SuppressionResult, greedy_suppression
 
-# Classes that are equal modulo this take turns, as one queue: the table of queues then has a fixed size, however many
+# Classes that are equal modulo this number share one queue. The table of queues then has a fixed size, however many
 # classes there are.
 _QUEUES = 128
-# A queue's best is found in as many parts: on CPU a maximum into one place waits for the one before it, which
-# takes four times as long where a thousand boxes are of one class.
+# The best box of a queue is found in this many parts. On a CPU a maximum into one place waits for the one before it,
+# which takes four times as long where a thousand boxes are of one class.
 _LANES = 4
 
 
-def pick_in_rounds(
-    boxes: Float[Array, "N 4"],
-    scores: Float[Array, " N"],
-    classes: Int[Array, " N"],
-    valid: Bool[Array, " N"],
-    *,
-    decay: Callable[[Array], Array],
-    min_score: float,
-    max_outputs: int,
+def greedy_suppression_by_class(
+    candidates: Candidates, decay: Decay, *, max_outputs: int
 ) -> SuppressionResult:
-    """Returns what `pick_sequentially` returns, with the same arguments, in fewer steps.
+    """Returns what `greedy_suppression` returns, with the same arguments, in fewer steps.
 
-    Each class goes through its own picks in their own order, so every score is the same product of the same factors.
-    Merged by score, ties by row, they are the sequence of the plain loop: a box whose score ties with a pick was
-    lowered to it by better picks only. Rounds end once `max_outputs` picks beat whatever is still in a queue. The
-    cost of a round is that of a few passes over N.
+    Each class makes its own picks in their own order, so every score is the same product of the same factors. Merged by
+    score, ties by row, they are the sequence of the plain loop: a box whose score ties with a pick was lowered to it by
+    better picks only. Rounds end once `max_outputs` picks beat every score that is still in a queue. A round costs a
+    few passes over N.
 
     The number of rounds depends on the scores, which reverse-mode differentiation does not allow; derivatives are those
     of the plain loop.
     """
-    options = {"decay": decay, "min_score": min_score, "max_outputs": max_outputs}
 
     # Tuples, because the tangents of integers do not fit the types of `SuppressionResult`.
     @jax.custom_jvp
     def pick(*arrays: Array) -> tuple[Array, ...]:
-        return _fields(_pick_in_rounds(*arrays, **options))
+        return _pick(*arrays, decay=decay, max_outputs=max_outputs)
 
     @pick.defjvp
     def differentiate(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-        return jax.jvp(lambda *arrays: _fields(pick_sequentially(*arrays, **options)), primals, tangents)
+        def plain(*arrays: Array) -> tuple[Array, ...]:
+            boxes, scores, classes, valid = arrays
+            found = greedy_suppression(
+                Candidates(boxes=boxes, scores=scores, classes=classes, valid=valid),
+                decay,
+                max_outputs=max_outputs,
+            )
+            return found.indices, found.scores, found.valid, found.num_picks_alive
 
-    indices, picked_scores, found, turns = pick(boxes, scores, classes, valid)
-    return SuppressionResult(indices=indices, scores=picked_scores, valid=found, turns=turns)
+        return jax.jvp(plain, primals, tangents)
 
-
-def _fields(result: SuppressionResult) -> tuple[Array, ...]:
-    return result.indices, result.scores, result.valid, result.turns
-
-
-def _pick_in_rounds(boxes, scores, classes, valid, *, decay, min_score, max_outputs) -> SuppressionResult:
-    num_boxes = len(scores)
-    waiting = jnp.where(valid & (scores >= min_score), scores, -jnp.inf)
-    picked_scores, removed_by = _run_rounds(
-        boxes, waiting, classes, decay=decay, min_score=min_score, max_outputs=max_outputs
+    indices, picked_scores, found, alive = pick(
+        candidates.boxes, candidates.scores, candidates.classes, candidates.valid
     )
+    return SuppressionResult(indices=indices, scores=picked_scores, valid=found, num_picks_alive=alive)
+
+
+def _pick(boxes, scores, classes, valid, *, decay: Decay, max_outputs: int) -> tuple[Array, ...]:
+    num_boxes = len(scores)
+    waiting = jnp.where(valid & (scores >= decay.min_score), scores, -jnp.inf)
+    picked_scores, removed_by = _run_rounds(boxes, waiting, classes, decay=decay, max_outputs=max_outputs)
 
     num_picks = min(max_outputs, num_boxes)
     picked_scores, indices = jax.lax.top_k(picked_scores, num_picks)
     found = picked_scores > -jnp.inf
-    # The place of each pick; what no pick removed, or one after the last slot, waited to the end.
+    # The number of each pick. A row that no pick removed, or only a pick after the last slot, waited to the end.
     place = (
         jnp.full(num_boxes + 1, max_outputs - 1)
         .at[indices]
         .min(jnp.where(found, jnp.arange(num_picks), max_outputs - 1))
     )
     unused = (0, max_outputs - num_picks)
-    return SuppressionResult(
-        indices=jnp.pad(jnp.where(found, indices, 0), unused),
-        scores=jnp.pad(jnp.where(found, picked_scores, 0.0), unused),
-        valid=jnp.pad(found, unused),
-        turns=jnp.where(waiting > -jnp.inf, place[removed_by] + 1, 0),
+    return (
+        jnp.pad(jnp.where(found, indices, 0), unused),
+        jnp.pad(jnp.where(found, picked_scores, 0.0), unused),
+        jnp.pad(found, unused),
+        jnp.where(waiting > -jnp.inf, place[removed_by] + 1, 0),
     )
 
 
-def _run_rounds(boxes, waiting, classes, *, decay, min_score, max_outputs) -> tuple[Array, Array]:
+def _run_rounds(boxes, waiting, classes, *, decay: Decay, max_outputs: int) -> tuple[Array, Array]:
     """Returns the score at which each box was picked, and the pick that removed it: -inf and N where there was none.
 
     The images of a batch go through their rounds together, until none of them needs another. Under the plain rule of
-    `vmap` a loop keeps each image's state as it was, to fall back on: a tenth of the time of soft-NMS and voting for
-    one image on a CPU. There is no need to: what an image picks after its last round scores less than its
-    `max_outputs` best, and a box that such a pick removes waits to the end as well as one that none does.
+    `vmap` a loop keeps a copy of each image's state to fall back on, which costs a tenth of the time of soft-NMS and
+    voting for one image on a CPU. The copy is not needed: what an image picks after its last round scores less than its
+    `max_outputs` best picks, and a box that such a pick removes waits to the end, as a box that none removes does.
     """
     num_boxes = len(waiting)
 
@@ -120,10 +116,10 @@ def _run_rounds(boxes, waiting, classes, *, decay, min_score, max_outputs) -> tu
         winner = jnp.full(_QUEUES, num_boxes - 1).at[queue].min(ties)[queue]
         iou = paired_iou(tuple(edge[winner] for edge in edges), edges)
         lowered = waiting * jnp.where(classes[winner] == classes, decay(iou), 1.0)
-        # What is out of its queue has the score -inf in `waiting`.
+        # A box that has left its queue has the score -inf in `waiting`.
         was_waiting = waiting > -jnp.inf
         is_winner = was_waiting & (winner == rows)
-        stays = was_waiting & (lowered >= min_score) & ~is_winner
+        stays = was_waiting & (lowered >= decay.min_score) & ~is_winner
         still_waiting = jnp.where(stays, lowered, -jnp.inf)
         return (
             still_waiting,

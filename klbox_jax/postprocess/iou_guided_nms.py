@@ -1,4 +1,4 @@
-"""IoU-guided NMS (Jiang et al., IoU-Net, ECCV 2018): the best located box of a cluster speaks for it."""
+"""IoU-guided NMS (Jiang et al., IoU-Net, ECCV 2018): keeps the box of a cluster that is located best."""
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,9 @@ def iou_guided_nms(
     The paper's Algorithm 1. The cluster of a box is itself and every remaining box of its class whose IoU with
     it is above the threshold; the box kept gets the largest class score of its cluster.
 
-    Ranked by one number and cut by another, the picks cannot end early: the last one may have the best score.
-    Nor need they be made one by one. Which boxes are kept is hard NMS on the predicted IoU, and a removed box
-    belongs to the first of the kept ones that covers it.
+    The boxes are ranked by the predicted IoU and cut by the class score, so the picks cannot end early: the last one
+    may have the best score. But they need not be made one by one. The boxes kept are those of hard NMS on the predicted
+    IoU, and a removed box belongs to the first kept box that covers it.
 
     Args:
         boxes: one space, any units.
@@ -42,6 +42,11 @@ def iou_guided_nms(
         of the clusters.
     """
     num_boxes = boxes.shape[0]
+    if num_boxes == 0:
+        unused = jnp.zeros(max_outputs, jnp.int32)
+        return SuppressionResult(
+            indices=unused, scores=unused.astype(scores.dtype), valid=unused.astype(bool)
+        )
     order = jnp.argsort(jnp.where(valid, predicted_ious, -jnp.inf), descending=True, stable=True)
     boxes, scores, classes, valid = boxes[order], scores[order], classes[order], valid[order]
     keep = suppress_sorted(boxes, valid, iou_threshold=iou_threshold, classes=classes)
@@ -49,7 +54,7 @@ def iou_guided_nms(
     row = jnp.arange(num_boxes)
     covers = (pairwise_iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes[None, :])
     first = jnp.min(jnp.where(covers & keep[:, None], row[:, None], num_boxes), axis=0)
-    # Said outright, not by IoU: an empty box does not overlap itself.
+    # A kept box owns itself even if it is empty and does not overlap itself.
     owner = jnp.where(keep, row, jnp.where(valid, first, num_boxes))
     cluster_scores = jnp.full(num_boxes, -jnp.inf).at[owner].max(scores, mode="drop")
 

@@ -1,73 +1,81 @@
-"""How detections are made from predictions: the switches and their numbers."""
+"""Settings of post-processing: flat fields, as a config and the command line have them, and the methods they name."""
 
 import dataclasses
 import math
 
-from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS
-from klbox_jax.postprocess.voting import VARIANCE_MODES
+from klbox_jax.postprocess.fusion import BayesFusion
+from klbox_jax.postprocess.greedy_suppression import Decay
+from klbox_jax.postprocess.released_code import VARIANCE_ORDERS, VOTERS
+from klbox_jax.postprocess.soft_nms import HardNMS, SoftNMS
+from klbox_jax.postprocess.voting import (
+    VARIANCE_MODES,
+    BoxVoting,
+    IoUVoting,
+    VarianceVoting,
+    VotingMethod,
+)
 
+SUPPRESSION_METHODS = ("hard", "soft_linear", "soft_gaussian", "iou_guided")
 VOTING_METHODS = ("none", "variance", "variance_score", "iou", "iou_score", "box_voting", "wbf", "bayes")
-VOTERS = ("all", "remaining")
-VARIANCE_ORDERS = ("corners", "detectron")
-_NEEDS_VARIANCES = ("variance", "variance_score", "bayes")
-# These make their own clusters, of all candidates.
+# These make their own clusters from all candidates.
 _OWN_CLUSTERS = ("wbf", "bayes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PostprocessSettings:
-    """How detections are made from predictions; hashable, so it can be a static argument of `jax.jit`.
+    """Everything that turns predictions into detections; hashable, so it can be a static argument of `jax.jit`.
 
-    `voters`, `voting_iou_floor`, `variance_order` and `plus_one_widths` are for the weights of the KL-Loss release,
-    whose code (yihui-he/KL-Loss: `soft` in detectron/utils/py_cpu_nms.py, and detectron/core/test.py) differs there
-    from the paper. `legacy=detectron` of a config sets them all.
+    `voters`, `voting_iou_floor`, `variance_order` and `plus_one_widths` copy habits of the KL-Loss release that differ
+    from the paper (see `released_code`). `legacy=detectron` of a config sets them all.
 
     Attributes:
-        suppression: `hard`, `soft_linear`, `soft_gaussian`, or `iou_guided` with an IoU head.
+        suppression: `hard`, `soft_linear`, `soft_gaussian`, or `iou_guided` with an IoU head. A user's own greedy
+            suppression is passed as a value instead of a name: any hashable `Decay`.
         voting: `none`; `variance` (He et al. 2019), `variance_score` or `bayes` (BayesOD) for a head that predicts
-            variances; `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head.
+            variances; `iou`, `iou_score`, `box_voting` (MR-CNN) or `wbf` (weighted boxes fusion) for any head. A user's
+            own voting is passed as a value instead of a name: any hashable `VotingMethod`.
         sigma_t: width of the IoU weight in `variance`, `variance_score`, `iou` and `iou_score`.
         voters: `all` candidates of the class, as in the paper's Algorithm 1, or the `remaining` ones, as in the
-            release: those that the suppression has neither picked nor dropped before this pick.
-        voting_iou_floor: IoU above which a candidate votes, where `sigma_t` has a part in its weight.
+            release: those that suppression has neither picked nor dropped before this pick.
+        voting_iou_floor: IoU above which a candidate votes, in the methods that use `sigma_t`.
         variance_order: `corners` divides each edge by its own variance in `variance` and `variance_score`;
-            `detectron` divides y1 by that of x2 and x2 by that of y1, as the release does: its outputs are ordered
-            x1, x2, y1, y2 and its boxes x1, y1, x2, y2. `box_stds` are those of the edges all the same.
-        voting_variance: what `box_stds` means after voting: `average`, `fused` or `winner` (see `voting`).
-            That of `bayes` is fused by definition.
+            `detectron` divides y1 by the variance of x2 and x2 by that of y1, as the release does: its outputs are
+            ordered x1, x2, y1, y2 and its boxes x1, y1, x2, y2. `box_stds` keep their own edges in both cases.
+        voting_variance: meaning of `box_stds` after voting: `average`, `fused` or `winner` (see `voting`). That of
+            `bayes` is fused by definition.
         box_voting_threshold: IoU from which a candidate votes in `box_voting`.
         wbf_threshold: IoU above which a candidate joins a cluster of `wbf`.
         bayes_affinity: IoU above which a candidate is fused by `bayes`.
-        bayes_calibration: factor on the variance that `bayes` reports.
+        bayes_calibration: factor on the variance that `bayes` returns.
         nms_threshold: IoU above which `hard` and `iou_guided` remove a box.
         soft_nms_sigma: width of the decay of `soft_gaussian`.
         soft_nms_threshold: IoU from which `soft_linear` decays.
         score_threshold: a candidate has a class probability above this.
         soft_nms_min_score: the soft methods drop a box whose score falls below this.
         refine_steps: rounds of the IoU head's gradient ascent on each detection; 0 for none.
-        refine_step_size: of the ascent, lambda of `refine_boxes`.
+        refine_step_size: step size of the ascent, lambda of `refine_boxes`.
         refine_keep_best: return the best box of the ascent instead of the last.
         score_by_iou: multiply each score by the predicted IoU.
-        score_by_std: multiply each score by exp(-score_by_std * u), u being the mean over the four edges of std /
-            side, of the box and the std that are returned; 0 for none. An edge that is off by a small share of its
-            side lowers the IoU by about that share. So what is expected of the IoU falls about linearly in u, and
-            average precision, which wants the better placed boxes first, gets them to first order.
-        flip: the candidates of the mirrored image join those of the image, for twice the time of the network.
-            `candidate_index` then counts into both, those of the mirrored image last, and `pre_nms_topk` wants to
-            be twice as large.
+        score_by_std: multiply each score by exp(-score_by_std * u), where u is the mean over the four edges of std /
+            side of the returned box; 0 for none. An edge that is off by a small share of its side lowers the IoU by
+            about that share. So the expected IoU falls about linearly in u, and to first order the better placed boxes
+            come first, as average precision wants.
+        flip: add the candidates of the mirrored image to those of the image, for twice the time of the network.
+            `candidate_index` then counts into both, the mirrored image's last, and `pre_nms_topk` should be twice as
+            large.
         pre_nms_topk: candidates of an image, over all classes, before suppression.
         detections_per_image: slots of the result.
-        plus_one_widths: boxes were whole pixels where the network was trained, x2 - x1 + 1 wide, as in Detectron.
-            Boxes here end where their last pixel ends, so offsets and IoUs are the same without the 1. What is
-            left of it: the last pixel is one of the file, not of the canvas, once boxes leave the network, and a
-            box beside the image keeps its nearest pixel.
+        plus_one_widths: for a network trained with boxes of whole pixels, x2 - x1 + 1 wide, as in Detectron. Boxes here
+            end where their last pixel ends, so offsets and IoUs are the same without the 1. Two effects are left: the
+            last pixel is one of the file, not of the canvas, once boxes leave the network, and a box outside the image
+            keeps its nearest pixel.
 
     Raises:
         ValueError: naming the field and what it may be.
     """
 
-    suppression: str = "hard"
-    voting: str = "none"
+    suppression: str | Decay = "hard"
+    voting: str | VotingMethod = "none"
     sigma_t: float = 0.02
     voters: str = "all"
     voting_iou_floor: float = 0.0
@@ -93,6 +101,11 @@ class PostprocessSettings:
     plus_one_widths: bool = False
 
     def __post_init__(self):
+        self._check_choices()
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_choices(self) -> None:
         choices = {
             "suppression": SUPPRESSION_METHODS,
             "voting": VOTING_METHODS,
@@ -101,8 +114,12 @@ class PostprocessSettings:
             "variance_order": VARIANCE_ORDERS,
         }
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            is_own_method = name in ("suppression", "voting") and callable(value)
+            if value not in known and not is_own_method:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+
+    def _check_numbers(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(("threshold", "min_score", "affinity")) and not 0 <= value <= 1:
@@ -110,26 +127,6 @@ class PostprocessSettings:
         if not 0 <= self.voting_iou_floor < 1:
             raise ValueError(
                 f"voting_iou_floor must be from 0 to below 1, or no box would vote; got {self.voting_iou_floor!r}."
-            )
-        if self.voters == "remaining" and self.suppression == "iou_guided":
-            raise ValueError(
-                "voters='remaining' asks what each pick left over, and suppression='iou_guided' does not pick one "
-                "by one: set suppression to hard, soft_linear or soft_gaussian, or voters to all."
-            )
-        if self.voters == "remaining" and self.voting in _OWN_CLUSTERS:
-            raise ValueError(
-                f"voters='remaining' leaves candidates out of a vote, and voting={self.voting!r} makes clusters of "
-                "all of them: set voting to variance, variance_score, iou, iou_score or box_voting, or voters to all."
-            )
-        if self.variance_order == "detectron" and self.voting == "bayes":
-            raise ValueError(
-                "variance_order='detectron' is an order of voting='variance', and voting='bayes' has none: set "
-                "voting to variance, or variance_order to corners."
-            )
-        if self.flip and self.plus_one_widths:
-            raise ValueError(
-                "flip=True mirrors edges, and plus_one_widths=True decodes whole pixels, of which the first and the "
-                "last are not each other's mirror: set one of them to False."
             )
         if not 0 <= self.score_by_std < math.inf:
             raise ValueError(f"score_by_std must be 0, or positive and finite; got {self.score_by_std!r}.")
@@ -146,14 +143,82 @@ class PostprocessSettings:
         if not (isinstance(self.refine_steps, int) and self.refine_steps >= 0):
             raise ValueError(f"refine_steps must be 0 or a positive integer; got {self.refine_steps!r}.")
 
+    def _check_combinations(self) -> None:
+        if self.voters == "remaining" and self.suppression == "iou_guided":
+            raise ValueError(
+                "voters='remaining' needs to know what each pick left in the queue, and suppression='iou_guided' does "
+                "not pick one by one: set suppression to hard, soft_linear or soft_gaussian, or voters to all."
+            )
+        if self.voters == "remaining" and self.voting in _OWN_CLUSTERS:
+            raise ValueError(
+                f"voters='remaining' leaves candidates out of a vote, and voting={self.voting!r} makes clusters of "
+                "all of them: set voting to variance, variance_score, iou, iou_score or box_voting, or voters to all."
+            )
+        if self.variance_order == "detectron" and self.voting == "bayes":
+            raise ValueError(
+                "variance_order='detectron' is an order of voting='variance', and voting='bayes' has none: set "
+                "voting to variance, or variance_order to corners."
+            )
+        if self.flip and self.plus_one_widths:
+            raise ValueError(
+                "flip=True mirrors edges, and plus_one_widths=True decodes whole pixels, whose first and last are not "
+                "each other's mirror image: set one of them to False."
+            )
+
+    @property
+    def decay(self) -> Decay:
+        """The factor on overlapping boxes' scores that greedy suppression applies.
+
+        Raises:
+            ValueError: `iou_guided` has none.
+        """
+        match self.suppression:
+            case "hard":
+                return HardNMS(iou_threshold=self.nms_threshold)
+            case "soft_linear" | "soft_gaussian":
+                return SoftNMS(
+                    method=self.suppression.removeprefix("soft_"),
+                    sigma=self.soft_nms_sigma,
+                    iou_threshold=self.soft_nms_threshold,
+                    min_score=self.soft_nms_min_score,
+                )
+            case "iou_guided":
+                raise ValueError("suppression='iou_guided' ranks by predicted IoU and decays no score.")
+            case own:
+                return own
+
+    @property
+    def voting_method(self) -> VotingMethod | None:
+        """The weights of the vote, None where boxes stay as they are (`none`, and `wbf`, which averages earlier)."""
+        width = {"sigma_t": self.sigma_t, "iou_floor": self.voting_iou_floor}
+        match self.voting:
+            case "none" | "wbf":
+                return None
+            case "variance" | "variance_score":
+                by_score = self.voting == "variance_score"
+                return VarianceVoting(by_score=by_score, variance_order=self.variance_order, **width)
+            case "iou" | "iou_score":
+                return IoUVoting(by_score=self.voting == "iou_score", **width)
+            case "box_voting":
+                return BoxVoting(iou_threshold=self.box_voting_threshold)
+            case "bayes":
+                return BayesFusion(affinity=self.bayes_affinity, calibration=self.bayes_calibration)
+            case own:
+                return own
+
+    @property
+    def variance_mode(self) -> str:
+        """Meaning of the variance after voting, one of `VARIANCE_MODES`."""
+        return "fused" if self.voting == "bayes" else self.voting_variance
+
     @property
     def needs_predicted_ious(self) -> bool:
-        """Whether an IoU head has a part in it."""
+        """True if an IoU head is needed."""
         return self.suppression == "iou_guided" or self.refine_steps > 0 or self.score_by_iou
 
     def check_head(self, *, has_variances: bool, has_iou_head: bool) -> None:
-        """Raises ValueError, with the field to change, where the settings need what the head does not predict."""
-        if self.voting in _NEEDS_VARIANCES and not has_variances:
+        """Raises ValueError, with the field to change, if the settings need an output that the head does not have."""
+        if getattr(self.voting_method, "needs_variances", False) and not has_variances:
             raise ValueError(
                 f"voting={self.voting!r} needs box_log_vars, which this head does not predict: set "
                 "config.model.box_loss to a loss with variances (such as kl) and train with it, or set "

@@ -6,8 +6,7 @@ from absl.testing import flagsaver
 from experiments import beyond, methods, runs
 from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.losses.box_loss import BOX_LOSSES
-from klbox_jax.postprocess.settings import VOTING_METHODS
-from klbox_jax.postprocess.suppression import SUPPRESSION_METHODS
+from klbox_jax.postprocess.settings import SUPPRESSION_METHODS, VOTING_METHODS
 from klbox_jax.train import loop
 from tests.thin import scenes_config
 

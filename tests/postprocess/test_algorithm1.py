@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.postprocess.suppression import suppress
 from klbox_jax.postprocess.voting import variance_voting
 from tests.references.algorithm1 import algorithm1
@@ -75,17 +77,15 @@ def suppress_and_vote(arrays, *, method, group):
     options = SETTINGS[group]
 
     def one(boxes, scores, classes, variances, reported, valid):
-        kept = suppress(
-            boxes,
-            scores,
-            classes,
-            valid,
-            method=method,
+        settings = PostprocessSettings(
+            suppression=method,
             nms_threshold=options["nms_threshold"],
             soft_nms_sigma=options["sigma"],
             soft_nms_threshold=options["linear_threshold"],
-            max_outputs=OUTPUTS,
+            detections_per_image=OUTPUTS,
         )
+        candidates = Candidates(boxes=boxes, scores=scores, classes=classes, valid=valid)
+        kept = suppress(candidates, settings)
         voted = variance_voting(
             boxes[kept.indices],
             classes[kept.indices],

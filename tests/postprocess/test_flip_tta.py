@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
-from klbox_jax.postprocess.flip_tta import join, mirror_boxes, mirror_image, mirror_predictions
+from klbox_jax.postprocess.flip_tta import concat_predictions, mirror_boxes, mirror_image, mirror_predictions
 from klbox_jax.structures import BoxPredictions, Proposals
 from tests.references.mirroring import boxes_in_the_image, mirrored_image
 
@@ -107,7 +107,7 @@ def test_offsets_in_different_units_are_refused():
 
 def test_the_second_rows_stand_behind_the_first():
     first, second = random_predictions(1), random_predictions(2)
-    boxes, proposals = join(first, second)
+    boxes, proposals = concat_predictions(first, second)
     for both, one, other in (
         (boxes.box_deltas, first[0].box_deltas, second[0].box_deltas),
         (boxes.box_log_vars, first[0].box_log_vars, second[0].box_log_vars),

@@ -320,3 +320,12 @@ def test_jit_batch_and_one_trace(function):
         np.testing.assert_allclose(getattr(single[0], name), getattr(eager, name), rtol=1e-5)
         for row, one in enumerate(single):
             np.testing.assert_allclose(getattr(batched, name)[row], getattr(one, name), rtol=1e-5)
+
+
+def test_no_candidates():
+    nothing = jnp.zeros(0)
+    result = weighted_boxes_fusion(
+        jnp.zeros((0, 4)), nothing, nothing.astype(jnp.int32), nothing.astype(bool)
+    )
+    assert result.boxes.shape == (0, 4)
+    assert result.valid.shape == (0,)

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.postprocess.greedy_suppression import pick_sequentially
-from klbox_jax.postprocess.greedy_suppression_by_class import pick_in_rounds
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.greedy_suppression import greedy_suppression
+from klbox_jax.postprocess.greedy_suppression_by_class import greedy_suppression_by_class
+from klbox_jax.postprocess.soft_nms import SoftNMS
 
 COUNT = 120
-OPTIONS = {"decay": lambda iou: jnp.exp(-jnp.square(iou) / 0.3), "min_score": 0.2}
+DECAY = SoftNMS(sigma=0.3, min_score=0.2)
 
 
 def image(seed, num_classes):
@@ -26,11 +28,16 @@ def image(seed, num_classes):
     )
 
 
+def pick(suppression, boxes, scores, classes, valid, *, max_outputs):
+    candidates = Candidates(boxes=boxes, scores=scores, classes=classes, valid=valid)
+    return suppression(candidates, DECAY, max_outputs=max_outputs)
+
+
 @functools.partial(jax.jit, static_argnames="max_outputs")
 def both(boxes, scores, classes, valid, *, max_outputs):
     return tuple(
-        jax.vmap(functools.partial(pick, **OPTIONS, max_outputs=max_outputs))(boxes, scores, classes, valid)
-        for pick in (pick_in_rounds, pick_sequentially)
+        jax.vmap(functools.partial(pick, suppression, max_outputs=max_outputs))(boxes, scores, classes, valid)
+        for suppression in (greedy_suppression_by_class, greedy_suppression)
     )
 
 
@@ -47,7 +54,7 @@ def test_equals_the_plain_loop(max_outputs):
         )
     np.testing.assert_array_equal(ours.valid, plain.valid)
     np.testing.assert_array_equal(ours.indices, plain.indices)
-    np.testing.assert_array_equal(ours.turns, plain.turns)
+    np.testing.assert_array_equal(ours.num_picks_alive, plain.num_picks_alive)
     np.testing.assert_allclose(ours.scores, plain.scores, rtol=1e-12)
     assert ours.valid.all() == (max_outputs == 7)
 
@@ -70,25 +77,26 @@ def test_one_image_under_several_scores():
     """What the images of a batch share need not be batched."""
     boxes, _, classes, valid = (jnp.asarray(array) for array in image(0, 3))
     scores = jnp.stack([image(seed, 3)[1] for seed in range(3)])
-    pick = functools.partial(pick_in_rounds, **OPTIONS, max_outputs=9)
-    found = jax.jit(jax.vmap(pick, in_axes=(None, 0, None, None)))(boxes, scores, classes, valid)
+    by_class = functools.partial(pick, greedy_suppression_by_class, max_outputs=9)
+    found = jax.jit(jax.vmap(by_class, in_axes=(None, 0, None, None)))(boxes, scores, classes, valid)
     for row, its_scores in enumerate(scores):
         alone = jax.tree.map(lambda leaf, row=row: leaf[row], found)
-        plain = pick_sequentially(boxes, its_scores, classes, valid, **OPTIONS, max_outputs=9)
+        plain = pick(greedy_suppression, boxes, its_scores, classes, valid, max_outputs=9)
         np.testing.assert_array_equal(alone.indices, plain.indices)
-        np.testing.assert_array_equal(alone.turns, plain.turns)
+        np.testing.assert_array_equal(alone.num_picks_alive, plain.num_picks_alive)
         np.testing.assert_allclose(alone.scores, plain.scores, rtol=1e-5)
 
 
 def test_gradients_are_those_of_the_plain_loop():
     boxes, scores, classes, valid = (jnp.asarray(array) for array in image(1, 3))
 
-    def slopes(pick):
+    def slopes(suppression):
         def total(boxes, scores):
-            return jnp.sum(jnp.square(pick(boxes, scores, classes, valid, **OPTIONS, max_outputs=20).scores))
+            found = pick(suppression, boxes, scores, classes, valid, max_outputs=20)
+            return jnp.sum(jnp.square(found.scores))
 
         return jax.jit(jax.grad(total, argnums=(0, 1)))(boxes, scores)
 
-    for ours, plain in zip(slopes(pick_in_rounds), slopes(pick_sequentially), strict=True):
+    for ours, plain in zip(slopes(greedy_suppression_by_class), slopes(greedy_suppression), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
         assert np.asarray(ours).any()

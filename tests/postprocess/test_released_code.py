@@ -141,10 +141,9 @@ def suppress_and_vote(boxes, scores, variances, valid, *, settings, outputs):
         coded_variances=variances,
         pixel_variances=variances,
     )
-    kept = suppress(
-        boxes, scores, candidates.classes, valid, method=settings.suppression, max_outputs=outputs
-    )
-    return kept, vote(kept.indices, candidates, settings=settings, turns=kept.turns)
+    settings = dataclasses.replace(settings, detections_per_image=outputs)
+    kept = suppress(candidates, settings)
+    return kept, vote(kept, candidates, settings)
 
 
 @pytest.mark.parametrize("settings", [LEGACY, HARD], ids=["soft", "hard"])
@@ -219,7 +218,7 @@ def test_the_remaining_voters_by_hand():
     remaining = dataclasses.replace(everyone, voters="remaining")
     kept, voted = vote_by_hand(boxes, scores, remaining)
     np.testing.assert_array_equal(kept.indices, [0, 2])
-    np.testing.assert_array_equal(kept.turns, [1, 1, 2])
+    np.testing.assert_array_equal(kept.num_picks_alive, [1, 1, 2])
     # All three vote for the first, the second too, which this very pick removes.
     second, third = np.exp(-((4 / 12) ** 2) / 0.25), np.exp(-((10 / 15) ** 2) / 0.25)
     first = (2 * second + 5 * third) / (1 + second + third)
@@ -241,7 +240,7 @@ def test_a_winner_does_not_vote_again_and_a_dropped_box_not_at_all():
     np.testing.assert_allclose(voted.boxes[1], [2, 0, 12, 10], rtol=1e-6)
     # Three copies: a decay of exp(-2) takes the last, 0.005, to 0.0007 and out of the second vote.
     kept, _ = vote_by_hand([[0, 0, 10, 10]] * 3, [0.9, 0.5, 0.005], LEGACY, outputs=3)
-    np.testing.assert_array_equal(kept.turns, [1, 2, 1])
+    np.testing.assert_array_equal(kept.num_picks_alive, [1, 2, 1])
 
 
 def test_iou_of_whole_pixels_by_hand():

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.nms import hard_nms
+from klbox_jax.postprocess.candidates import Candidates
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.postprocess.suppression import suppress
 from tests.properties.cases import COUNT, SCALE, SHIFT, candidates, on_device, take, with_garbage
 
@@ -17,17 +19,14 @@ def call(case, *, method, nms_threshold, soft_nms_threshold):
     boxes, scores, classes, valid = (case[name] for name in ("boxes", "scores", "classes", "valid"))
     if method == "hard_nms":
         return hard_nms(boxes, scores, valid, classes=classes, iou_threshold=nms_threshold)
-    return suppress(
-        boxes,
-        scores,
-        classes,
-        valid,
-        method=method,
+    settings = PostprocessSettings(
+        suppression=method,
         nms_threshold=nms_threshold,
         soft_nms_threshold=soft_nms_threshold,
-        max_outputs=len(scores),
-        predicted_ious=case["ious"],
+        detections_per_image=len(scores),
     )
+    every = Candidates(boxes=boxes, scores=scores, classes=classes, valid=valid, predicted_ious=case["ious"])
+    return suppress(every, settings)
 
 
 def kept(case, method, *, nms_threshold=0.5, soft_nms_threshold=0.3):
