@@ -1,6 +1,7 @@
-"""The box loss chosen by name: what trains the edges, and what variance the head's output stands for."""
+"""The box loss chosen by name: the function that trains the edges, and the variance that the head's output means."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -18,20 +19,43 @@ from klbox_jax.losses.label_noise import LABEL_NOISE
 from klbox_jax.losses.laplace import laplace_nll, lasernet_kl
 from klbox_jax.losses.sampled import energy_score
 
-BOX_LOSSES = (
-    "smooth_l1",
-    "l1",
-    "kl",
-    "kl_piecewise",
-    "kl_note",
-    "gaussian_nll",
-    "laplace_nll",
-    "lasernet_kl",
-    "gaussian_kl",
-    "energy_score",
-    "direct_moment_matching",
-    "beta_nll",
-)
+
+@dataclasses.dataclass(frozen=True)
+class LossFunction:
+    """A box loss as a function of arrays, and what it needs.
+
+    Attributes:
+        function: `(deltas, targets, **fields)` without variances, else `(deltas, log_vars, targets, *needs, clamp=,
+            **fields)`; elementwise, unreduced.
+        has_variances: the head predicts a log variance for each edge.
+        needs: further arrays, in order: `label_stds` (standard deviation of the label, coded), `key` (a random key).
+        fields: pairs of a keyword of the function and the field of `BoxLoss` that it comes from.
+        variance_factor: variance of the coded offset over `exp(alpha)`.
+    """
+
+    function: Callable[..., Array]
+    has_variances: bool = True
+    needs: tuple[str, ...] = ()
+    fields: tuple[tuple[str, str], ...] = ()
+    variance_factor: float = 1.0
+
+
+# Each is described where it is defined. A user's own loss is added in the user's file:
+# `build_model(config, num_classes=..., box_losses=BOX_LOSSES | {"mine": LossFunction(mine)})`.
+BOX_LOSSES = {
+    "smooth_l1": LossFunction(smooth_l1, has_variances=False, fields=(("beta", "smooth_l1_beta"),)),
+    "l1": LossFunction(l1, has_variances=False),
+    "kl": LossFunction(kl_loss),
+    "kl_piecewise": LossFunction(kl_loss_piecewise),
+    "kl_note": LossFunction(kl_loss_note),
+    "gaussian_nll": LossFunction(gaussian_nll),
+    "laplace_nll": LossFunction(laplace_nll, variance_factor=2.0),
+    "lasernet_kl": LossFunction(lasernet_kl, needs=("label_stds",), variance_factor=2.0),
+    "gaussian_kl": LossFunction(gaussian_kl, needs=("label_stds",)),
+    "energy_score": LossFunction(energy_score, needs=("key",), fields=(("num_samples", "num_samples"),)),
+    "direct_moment_matching": LossFunction(direct_moment_matching, fields=(("beta", "smooth_l1_beta"),)),
+    "beta_nll": LossFunction(beta_nll, fields=(("beta", "beta_nll_beta"),)),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,24 +63,26 @@ class BoxLoss:
     """A box loss and its settings; static and hashable.
 
     Attributes:
-        name: one of `BOX_LOSSES`; each is described where it is defined.
-        log_var_clamp: range of the log-variances (of `log b^2` for a Laplace loss).
-        smooth_l1_beta: of `smooth_l1`, of both terms of `direct_moment_matching`, and of the smooth L1 that a
-            ramp starts from. The KL losses have the paper's 1, the energy score the plain absolute error.
+        name: a key of `BOX_LOSSES`, or the name of `loss`.
+        loss: the function; `BOX_LOSSES[name]` if None.
+        log_var_clamp: range of the log variances (of `log b^2` for a Laplace loss).
+        smooth_l1_beta: beta of `smooth_l1`, of both terms of `direct_moment_matching`, and of the smooth L1 that a ramp
+            starts from. The KL losses have the paper's 1, the energy score the plain absolute error.
         beta_nll_beta: exponent of `beta_nll`, 0 to 1.
         num_samples: draws for each edge of `energy_score`. Harakeh and Waslander (2021) take 1000.
-        label_noise: where `gaussian_kl` and `lasernet_kl` have the label's standard deviation from; see
-            `label_stds`. The caller looks it up and codes it.
+        label_noise: source of the label's standard deviation for `gaussian_kl` and `lasernet_kl`; see `label_stds`. The
+            caller looks it up and codes it.
         label_noise_value: pixels for `"pixels"`, a share of the side below 1 for `"size"`.
         ramp_steps: steps over which a loss with variances takes over from smooth L1, as in probdet:
-            `(1 - w) * smooth_l1 + w * loss`, `w = (100^t - 1) / 99`, `t = min(1, step / ramp_steps)`.
-            0 for none. `smooth_l1` and `l1` ignore it.
+            `(1 - w) * smooth_l1 + w * loss`, `w = (100^t - 1) / 99`, `t = min(1, step / ramp_steps)`. 0 for none.
+            Losses without variances ignore it.
 
     Raises:
-        ValueError: a field has no meaning; the message names its config key and what it may be.
+        ValueError: a field has no meaning; the message names its config key and the allowed values.
     """
 
     name: str
+    loss: LossFunction | None = None
     log_var_clamp: tuple[float, float] = (-7.0, 7.0)
     smooth_l1_beta: float = 1.0
     beta_nll_beta: float = 0.5
@@ -66,7 +92,7 @@ class BoxLoss:
     ramp_steps: int = 0
 
     def __post_init__(self):
-        if self.name not in BOX_LOSSES:
+        if self.loss is None and self.name not in BOX_LOSSES:
             raise ValueError(
                 f"config.model.box_loss = {self.name!r} is unknown; choose one of {', '.join(BOX_LOSSES)}"
             )
@@ -94,14 +120,18 @@ class BoxLoss:
         return ValueError(f"config.model.box_loss_settings.{field} = {value!r} {reason}")
 
     @property
+    def _entry(self) -> LossFunction:
+        return self.loss or BOX_LOSSES[self.name]
+
+    @property
     def has_variances(self) -> bool:
-        """Whether the head needs a log-variance for each edge."""
-        return self.name not in ("smooth_l1", "l1")
+        """True if the head predicts a log variance for each edge."""
+        return self._entry.has_variances
 
     @property
     def needs_label_stds(self) -> bool:
-        """Whether the label is a distribution too."""
-        return self.name in ("lasernet_kl", "gaussian_kl")
+        """True if the label is a distribution too."""
+        return "label_stds" in self._entry.needs
 
     def __call__(
         self,
@@ -113,7 +143,7 @@ class BoxLoss:
         key: Key[Array, ""] | None = None,
         step: Int[Array, ""] | int | None = None,
     ) -> Float[Array, "..."]:
-        """The loss, elementwise and unreduced, ramp included.
+        """Returns the loss, elementwise and unreduced, including the ramp.
 
         Args:
             deltas: predicted coded offsets.
@@ -121,64 +151,37 @@ class BoxLoss:
             targets: coded offsets of the matched ground truth, same shape.
             label_stds: coded standard deviations of the targets, same shape, if `needs_label_stds`.
             key: draws the noise of `energy_score`.
-            step: of the training, if there is a ramp.
+            step: training step, if there is a ramp.
 
         Returns:
             Same shape.
 
         Raises:
-            ValueError: the shapes differ, or what this loss needs is None.
+            ValueError: the shapes differ, or an array that this loss needs is None.
         """
-        if self.name == "smooth_l1":
-            return smooth_l1(deltas, targets, beta=self.smooth_l1_beta)
-        if self.name == "l1":
-            return l1(deltas, targets)
-        self._require("log_vars", log_vars)
-        loss = self._probabilistic(deltas, log_vars, targets, label_stds, key)
+        entry = self._entry
+        fields = {keyword: getattr(self, field) for keyword, field in entry.fields}
+        if not entry.has_variances:
+            return entry.function(deltas, targets, **fields)
+        available = {"log_vars": log_vars, "label_stds": label_stds, "key": key}
+        needed = [self._require(name, available[name]) for name in ("log_vars", *entry.needs)]
+        loss = entry.function(deltas, needed[0], targets, *needed[1:], clamp=self.log_var_clamp, **fields)
         if self.ramp_steps == 0:
             return loss
         self._require("step", step)
         weight = (100.0 ** jnp.minimum(step / self.ramp_steps, 1.0) - 1.0) / 99.0
         return (1.0 - weight) * smooth_l1(deltas, targets, beta=self.smooth_l1_beta) + weight * loss
 
-    def _probabilistic(self, deltas, log_vars, targets, label_stds, key):
-        clamp = self.log_var_clamp
-        match self.name:
-            case "kl":
-                return kl_loss(deltas, log_vars, targets, clamp=clamp)
-            case "kl_piecewise":
-                return kl_loss_piecewise(deltas, log_vars, targets, clamp=clamp)
-            case "kl_note":
-                return kl_loss_note(deltas, log_vars, targets, clamp=clamp)
-            case "gaussian_nll":
-                return gaussian_nll(deltas, log_vars, targets, clamp=clamp)
-            case "laplace_nll":
-                return laplace_nll(deltas, log_vars, targets, clamp=clamp)
-            case "lasernet_kl":
-                self._require("label_stds", label_stds)
-                return lasernet_kl(deltas, log_vars, targets, label_stds, clamp=clamp)
-            case "gaussian_kl":
-                self._require("label_stds", label_stds)
-                return gaussian_kl(deltas, log_vars, targets, label_stds, clamp=clamp)
-            case "energy_score":
-                self._require("key", key)
-                return energy_score(deltas, log_vars, targets, key, num_samples=self.num_samples, clamp=clamp)
-            case "direct_moment_matching":
-                return direct_moment_matching(
-                    deltas, log_vars, targets, beta=self.smooth_l1_beta, clamp=clamp
-                )
-            case "beta_nll":
-                return beta_nll(deltas, log_vars, targets, beta=self.beta_nll_beta, clamp=clamp)
-
-    def _require(self, argument: str, value) -> None:
+    def _require(self, argument: str, value):
         if value is None:
             raise ValueError(f"The box loss {self.name!r} needs {argument}, got None.")
+        return value
 
     def variance_of(self, log_vars: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The variance of the coded offsets that the head's output stands for, same shape.
+        """Returns the variance of the coded offsets that the head's output means, same shape.
 
-        `exp(alpha)` of a Gaussian; `2 exp(alpha)` of a Laplace distribution, where `alpha = log b^2`. Alpha
-        is clamped as in the loss.
+        `exp(alpha)` of a Gaussian; `2 exp(alpha)` of a Laplace distribution, where `alpha = log b^2`. Alpha is clamped
+        as in the loss.
 
         Raises:
             ValueError: this loss trains no variances.
@@ -186,4 +189,5 @@ class BoxLoss:
         if not self.has_variances:
             raise ValueError(f"The box loss {self.name!r} trains no variances.")
         variances = kl_variance_of(log_vars, clamp=self.log_var_clamp)
-        return 2.0 * variances if self.name in ("laplace_nll", "lasernet_kl") else variances
+        factor = self._entry.variance_factor
+        return variances if factor == 1.0 else factor * variances

@@ -1,4 +1,4 @@
-"""Smooth L1, L1 and the KL losses of He et al. (CVPR 2019), which take a label for certain.
+"""Smooth L1, L1 and the KL losses of He et al. (CVPR 2019), for labels without noise.
 
 Here and in the sibling modules (`gaussian`, `laplace`, `sampled`) a loss is elementwise and unreduced:
 `[..., 4]` in, `[..., 4]` out, float32, or float64 where an input is. Offsets and log-variances live in the
@@ -16,7 +16,7 @@ from klbox_jax.losses.log_variance import clamp_log_var
 def smooth_l1(
     deltas: Float[Array, "..."], targets: Float[Array, "..."], *, beta: float = 1.0
 ) -> Float[Array, "..."]:
-    """Huber loss divided by beta: `e^2 / (2 beta)` up to `|e| = beta`, `|e| - beta / 2` beyond.
+    """Computes the Huber loss divided by beta: `e^2 / (2 beta)` up to `|e| = beta`, `|e| - beta / 2` beyond.
 
     Agrees with detectron2's `smooth_l1_loss`, where `beta=0` is the plain absolute error too.
 
@@ -43,7 +43,7 @@ def smooth_l1(
 
 
 def l1(deltas: Float[Array, "..."], targets: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`|e|`. Arguments and errors as in `smooth_l1`, which it is at `beta=0`."""
+    """Returns `|e|`, which is `smooth_l1` at `beta=0`; same arguments and errors."""
     return smooth_l1(deltas, targets, beta=0.0)
 
 
@@ -54,11 +54,11 @@ def kl_loss(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """KL loss of He et al. (CVPR 2019, section 3.2): `exp(-alpha) * smooth_l1(beta=1) + alpha / 2`.
+    """Computes the KL loss of He et al. (CVPR 2019, section 3.2): `exp(-alpha) * smooth_l1(beta=1) + alpha / 2`.
 
     The label is a Dirac delta, the prediction a Gaussian of mean `deltas` and variance `exp(alpha)`. Their
-    KL divergence is `e^2 / (2 sigma^2) + log(sigma^2) / 2` plus two terms that no parameter moves:
-    `log(2 pi) / 2` and the label's entropy. Without these it is no longer a distance and **may be negative**:
+    KL divergence is `e^2 / (2 sigma^2) + log(sigma^2) / 2` plus two constant terms: `log(2 pi) / 2` and the
+    label's entropy. Without these it is no longer a distance and **may be negative**:
     where the error and the predicted sigma are both small, `log(sigma^2) / 2` is far below zero. Beyond
     `|e| = 1` the paper replaces `e^2 / 2` by `|e| - 1/2`, as smooth L1 does. At `alpha = 0` the loss is
     smooth L1.
@@ -94,7 +94,7 @@ def kl_loss_piecewise(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`kl_loss` in the two branches in which the paper (section 3.2) prints it; the same numbers.
+    """Computes `kl_loss` in the two branches in which the paper (section 3.2) prints it; the same numbers.
 
     `exp(-alpha) e^2 / 2 + alpha / 2` where `|e| <= 1`, `exp(-alpha) (|e| - 1/2) + alpha / 2` beyond.
     Arguments and errors as in `kl_loss`.
@@ -117,7 +117,7 @@ def kl_loss_note(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`exp(-alpha) * smooth_l1(beta=1) + alpha`: the compact form of the Learning-Deep-Learning note, a typo.
+    """Computes `exp(-alpha) * smooth_l1(beta=1) + alpha`, the form of the Learning-Deep-Learning note, a typo.
 
     The note on KL Loss writes `+ alpha` where the paper's two branches have `+ alpha / 2`. It is here to
     show what the typo costs: the derivative `1 - exp(-alpha) smooth_l1` vanishes at `sigma^2 = smooth_l1(e)`,
@@ -132,13 +132,13 @@ def kl_loss_note(
 def kl_variance_of(
     log_vars: Float[Array, "..."], *, clamp: tuple[float, float] = (-7.0, 7.0)
 ) -> Float[Array, "..."]:
-    """The variance of the coded offsets that a head trained with `kl_loss` predicts: `exp(clamped alpha)`."""
+    """Returns the variance of the coded offsets that a head trained with `kl_loss` predicts: `exp(clamped alpha)`."""
     (log_vars,) = box_loss_operands(log_vars=log_vars)
     return jnp.exp(clamp_log_var(log_vars, low=clamp[0], high=clamp[1]))
 
 
 def box_loss_operands(**arrays: Float[Array, "..."]) -> tuple[Array, ...]:
-    """The arrays, in order, in their common float type, which is float32 at least.
+    """Returns the arrays, in order, in their common float type, which is float32 at least.
 
     Raises:
         ValueError: if the shapes differ; nothing is broadcast.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 def objectness_loss(
     logits: Float[Array, "*n"], labels: Bool[Array, "*n"] | Int[Array, "*n"] | Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """Sigmoid binary cross entropy of the RPN's objectness.
+    """Computes the sigmoid binary cross entropy of the RPN's objectness.
 
     Args:
         logits: one for each anchor.
@@ -22,7 +22,7 @@ def objectness_loss(
 
 
 def class_loss(logits: Float[Array, "*n K1"], classes: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Softmax cross entropy of the box head's classes.
+    """Computes the softmax cross entropy of the box head's classes.
 
     Args:
         logits: K + 1 for each RoI, the background last.

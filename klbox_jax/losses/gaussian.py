@@ -1,4 +1,4 @@
-"""Losses whose prediction is a Gaussian, with its exact square; for shapes and space see `box_regression`."""
+"""Losses whose prediction is a Gaussian, with the exact squared error; shapes and space as in `box_regression`."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def gaussian_nll(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`exp(-alpha) e^2 / 2 + alpha / 2`: negative log-likelihood of a Gaussian, without its `log(2 pi) / 2`.
+    """Computes `exp(-alpha) e^2 / 2 + alpha / 2`: negative log-likelihood of a Gaussian, without its `log(2 pi) / 2`.
 
     The inner branch of `kl_loss` for every error, so that the loss stays a likelihood: the best variance is
     `e^2` throughout, and a far outlier weighs with its square. Kendall and Gal (2017).
@@ -46,10 +46,10 @@ def beta_nll(
     beta: float = 0.5,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`sigma^(2 beta) * gaussian_nll`, the first factor without gradient (Seitzer et al., ICLR 2022).
+    """Computes `sigma^(2 beta) * gaussian_nll`, the first factor without gradient (Seitzer et al., ICLR 2022).
 
-    The likelihood scales the gradient of the mean by `1 / sigma^2`, so hard examples, once given a large
-    variance, stop being learned. The factor takes a part of it away: at `beta = 0` the loss is
+    The likelihood scales the gradient of the mean by `1 / sigma^2`, so hard examples stop being learned once
+    they have a large variance. The factor removes a part of that scaling: at `beta = 0` the loss is
     `gaussian_nll`, at `beta = 1` the mean is trained as by `e^2 / 2`. The best variance stays `e^2`. The
     values of two steps cannot be compared: the factor changes with the prediction.
 
@@ -67,8 +67,9 @@ def gaussian_kl(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """KL divergence of the predicted Gaussian from a Gaussian label: never negative, zero where they agree.
+    """Computes the KL divergence of the predicted Gaussian from a Gaussian label.
 
+    It is never negative, and zero where the two agree.
     `log(s_p / s_l) + (s_l^2 + e^2) / (2 s_p^2) - 1/2`, label first. Its best variance is `s_l^2 + e^2`:
     the noise of the label is a floor. With `u = log(s_l^2 / s_p^2)` it is `(e^u - 1 - u) / 2 + e^2 / (2 s_p^2)`,
     a sum of two terms that are not negative, which is how it is computed: near agreement it is off by a rounding of
@@ -100,7 +101,7 @@ def direct_moment_matching(
     beta: float = 1.0,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`smooth_l1(e) + smooth_l1(exp(alpha) - e^2)`: the variance is fitted to the squared error (probdet).
+    """Computes `smooth_l1(e) + smooth_l1(exp(alpha) - e^2)`: the variance is fitted to the squared error (probdet).
 
     Harakeh and Waslander (ICLR 2021), as in their code for a diagonal covariance but for one thing: there
     the second term trains the mean as well, here it sees the squared error as a constant. With the gradient

@@ -1,4 +1,4 @@
-"""How far an annotated edge may be from the true one: the label's standard deviation, for the KL losses."""
+"""Standard deviation of an annotated edge around the true one, for losses whose label is a distribution."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,7 +15,7 @@ def label_stds(
     source: str,
     value: float,
 ) -> Float[Array, "*n 4"]:
-    """Standard deviation of the label noise of each edge in pixels, 1e-3 at least.
+    """Returns the standard deviation of the label noise of each edge, in pixels, at least 1e-3.
 
     Args:
         gt_boxes: the annotated boxes in pixels of the canvas.

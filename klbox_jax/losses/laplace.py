@@ -1,4 +1,4 @@
-"""Losses whose prediction is a Laplace distribution; for shapes and space see `box_regression`.
+"""Losses whose prediction is a Laplace distribution; shapes and space as in `box_regression`.
 
 The head's output is `alpha = log b^2`, b the scale, so that zero is a scale of 1 and the clamp bounds b as it
 bounds a Gaussian's sigma. The variance of the distribution is `2 b^2 = 2 exp(alpha)`.
@@ -20,9 +20,10 @@ def laplace_nll(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`|e| / b + log(2 b)`: negative log-likelihood of a Laplace distribution, all of it.
+    """Computes `|e| / b + log(2 b)`: negative log-likelihood of a Laplace distribution, constants included.
 
-    As in Meyer and Thakurdesai (2019). The best scale for a fixed error is `|e|`.
+    As in Meyer and Thakurdesai (2019). The best scale for a fixed error is `|e|`. At an exact hit the gradient of the
+    mean is not 0 but `1 / b`: JAX takes 1 for the derivative of `abs` at 0.
 
     Args:
         deltas: predicted coded offsets, the mean.
@@ -49,10 +50,10 @@ def lasernet_kl(
     *,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """KL divergence of the predicted Laplace distribution from a Laplace label (Meyer and Thakurdesai 2019).
+    """Computes the KL divergence of the predicted Laplace distribution from a Laplace label.
 
-    `log(b_p / b_l) + (b_l exp(-|e| / b_l) + |e|) / b_p - 1`, label first; the Learning-Deep-Learning note
-    leaves out the absolute value inside `exp`. Never negative, zero where the two agree, and there, unlike
+    `log(b_p / b_l) + (b_l exp(-|e| / b_l) + |e|) / b_p - 1`, label first (Meyer and Thakurdesai 2019); the
+    Learning-Deep-Learning note leaves out the absolute value inside `exp`. Never negative, zero where the two agree, and there, unlike
     the likelihood's, the gradient of the mean, `sign(e) (1 - exp(-|e| / b_l)) / b_p`, goes to zero. The best
     scale for a fixed error is `b_l exp(-|e| / b_l) + |e|`, which is b_l at least.
 

@@ -1,4 +1,4 @@
-"""The one clamp that every predicted log-variance passes: in the loss, in decoding and in voting."""
+"""Clamping of predicted log variances, the same in the loss, in decoding and in voting."""
 
 import functools
 

@@ -22,7 +22,7 @@ def mask_loss(
     classes: Int[Array, "*n"],
     targets: Float[Array, "*n s s"],
 ) -> Float[Array, "*n"]:
-    """Mean over the mask of the binary cross entropy of the true class (He et al. 2017, section 3).
+    """Computes the mean binary cross entropy of the true class' mask (He et al. 2017, section 3).
 
     The masks of the other classes take no gradient. The loss of detectron2 and torchvision is its mean over
     the foreground RoIs.

@@ -1,4 +1,4 @@
-"""Sums and means over the rows that count.
+"""Sums and means over masked rows.
 
 Masked entries are replaced before the sum, so a NaN or an infinity among them does no harm to the value. For
 the gradient the inputs of the loss must be made safe as well: a zero cotangent times an infinite derivative
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 
 def masked_sum(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Sum of `values` where `mask`, in float32.
+    """Sums `values` where `mask` is True, in float32.
 
     Args:
         values: any shape.
@@ -23,7 +23,7 @@ def masked_sum(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[A
 
 
 def masked_mean(values: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """`masked_sum` over the number of entries of `values` under the mask; 0 where nothing counts.
+    """Averages `values` where `mask` is True, in float32; 0 where the mask is empty.
 
     Args:
         values: any shape.

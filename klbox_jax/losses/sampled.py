@@ -1,4 +1,4 @@
-"""A loss that draws from the predicted distribution; for shapes and space see `box_regression`."""
+"""A loss that draws samples from the predicted distribution; shapes and space as in `box_regression`."""
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ def energy_score(
     beta: float = 0.0,
     clamp: tuple[float, float] = (-7.0, 7.0),
 ) -> Float[Array, "..."]:
-    """`(2 / M) sum |z_i - t| - (1 / M) sum |z_i - z_(i+1)|` over draws z of the predicted Gaussian (probdet).
+    """Computes `(2 / M) sum |z_i - t| - (1 / M) sum |z_i - z_(i+1)|` over draws z of the predicted Gaussian.
 
-    Harakeh and Waslander (ICLR 2021) for a diagonal covariance, where the score of a box is the sum over its
-    edges: M + 1 draws `deltas + sigma * noise` for each edge, so that mean and variance both have a gradient.
+    The energy score of Harakeh and Waslander (ICLR 2021; probdet) for a diagonal covariance, where the score
+    of a box is the sum over its edges: M + 1 draws `deltas + sigma * noise` for each edge, so that mean and variance both have a gradient.
     With `beta = 0` the expectation is twice the Gaussian's continuous ranked probability score, a proper
     score: it is lowest, on average, where the prediction is the truth. It grows like `2 |e|`, not `e^2`.
 
