@@ -53,9 +53,10 @@ def lasernet_kl(
     """Computes the KL divergence of the predicted Laplace distribution from a Laplace label.
 
     `log(b_p / b_l) + (b_l exp(-|e| / b_l) + |e|) / b_p - 1`, label first (Meyer and Thakurdesai 2019); the
-    Learning-Deep-Learning note leaves out the absolute value inside `exp`. Never negative, zero where the two agree, and there, unlike
-    the likelihood's, the gradient of the mean, `sign(e) (1 - exp(-|e| / b_l)) / b_p`, goes to zero. The best
-    scale for a fixed error is `b_l exp(-|e| / b_l) + |e|`, which is b_l at least.
+    Learning-Deep-Learning note leaves out the absolute value inside `exp`. Never negative, zero where the two
+    agree, and there, unlike the likelihood's, the gradient of the mean, `sign(e) (1 - exp(-|e| / b_l)) /
+    b_p`, goes to zero. The best scale for a fixed error is `b_l exp(-|e| / b_l) + |e|`, which is b_l at
+    least.
 
     With `r = b_l / b_p` and `x = |e| / b_l` it is `(r - 1 - log r) + r (exp(-x) - 1 + x)`, a sum of two terms
     that are not negative, which is how it is computed: near agreement it is off by a rounding of `log r` and `x` at

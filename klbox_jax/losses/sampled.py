@@ -20,10 +20,11 @@ def energy_score(
 ) -> Float[Array, "..."]:
     """Computes `(2 / M) sum |z_i - t| - (1 / M) sum |z_i - z_(i+1)|` over draws z of the predicted Gaussian.
 
-    The energy score of Harakeh and Waslander (ICLR 2021; probdet) for a diagonal covariance, where the score
-    of a box is the sum over its edges: M + 1 draws `deltas + sigma * noise` for each edge, so that mean and variance both have a gradient.
-    With `beta = 0` the expectation is twice the Gaussian's continuous ranked probability score, a proper
-    score: it is lowest, on average, where the prediction is the truth. It grows like `2 |e|`, not `e^2`.
+    The energy score of Harakeh and Waslander (ICLR 2021; probdet) for a diagonal covariance, where the score of a
+    box is the sum over its edges: M + 1 draws `deltas + sigma * noise` for each edge, so that mean and
+    variance both have a gradient. With `beta = 0` the expectation is twice the Gaussian's continuous ranked
+    probability score, a proper score: it is lowest, on average, where the prediction is the truth. It grows
+    like `2 |e|`, not `e^2`.
 
     Args:
         deltas: predicted coded offsets, the mean.
