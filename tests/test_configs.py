@@ -20,6 +20,7 @@ from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
 from klbox_jax.weights import detectron_names, torchvision_names
 from klbox_jax.weights.provenance import check_provenance
 from klbox_jax.weights.restricted_unpickler import WeightFileError
+from tests.golden import make_configs
 from tests.thin import num_params
 
 FAMILIES = sorted(
@@ -62,8 +63,15 @@ def leaves(value):
         yield value
 
 
+@pytest.mark.parametrize("family", make_configs.VARIANTS)
+def test_every_variant_is_as_in_the_golden_file(family):
+    """Run `python -m tests.golden.make_configs` if a field is meant to change, and read the differences."""
+    assert make_configs.resolve_family(family) == make_configs.read()[family]
+
+
 def test_every_family_is_found():
     assert {"scenes", "faster_rcnn_mobilenet_v2_fpn", *FULL_SCALE} <= set(FAMILIES)
+    assert {*FAMILIES, "torchvision"} == set(make_configs.VARIANTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
