@@ -1,10 +1,238 @@
-"""How a config's variants are named on the command line: `--config=configs/scenes.py:loss=kl,voting=variance`."""
+"""The base of every config, and the helpers with which a family writes its differences from it.
+
+A family's `get_config` starts from `base()` and changes what its paper says differently. `BASE` explains each field
+in the comment on its line, and `EXTRA_FIELDS` explains the fields that only some families have. `configs/explain.py`
+reads both.
+
+Variants are named on the command line: `--config=configs/scenes.py:loss=kl,voting=variance`.
+"""
+
+import ml_collections
+
+# By (short side, longest side): canvases whose sides are multiples of 16 and hold every photograph of that size.
+# Most photographs are 4:3 or 3:4 and fit the two small ones.
+CANVASES = {
+    (800, 1333): ((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
+    (600, 1000): ((608, 800), (800, 608), (608, 1008), (1008, 608)),
+}
+# The layers that detectron2 freezes: the stem and the first stage.
+FROZEN = ("backbone/stem", "backbone/stem_norm", "backbone/res2_0", "backbone/res2_1", "backbone/res2_2")
+
+# Detectron's Faster R-CNN with ResNet-50-FPN on COCO, with corner coding and KL Loss. Canvases, slots and threads are
+# our own.
+BASE = dict(
+    seed=0,  # seed of the parameters, the sampling and the order of the images
+    data=dict(  # the images, and how they are resized
+        name="coco",  # kind of data set: coco, voc, tfds or scenes
+        root="",  # folder of the data set; scenes are kept in the cache folder if it is empty
+        train_split="train2017",  # split to train on
+        eval_split="val2017",  # split to evaluate on
+        calibration_split="",  # split to calibrate on if hold_out is 0; neither trained on nor reported
+        hold_out=0.0,  # share of the training images to leave out of the training, to calibrate on
+        short_side=800,  # length in pixels to which the short side of an image is resized
+        long_side=1333,  # limit in pixels of the long side; an image that would exceed it is made smaller
+        canvases=CANVASES[800, 1333],  # (height, width) of the padded images; a step is compiled for each
+        max_gt=100,  # object slots of an image; an image with more objects is an error
+        flip=True,  # mirror half of the training images
+        scale_jitter=(1.0, 1.0),  # range of a random factor on the size of training images
+        num_threads=8,  # threads that read and resize images
+        on_bad_record="stop",  # faulty or unreadable images: stop with an error, or skip them
+    ),
+    model=dict(  # the detector
+        box_loss="kl",  # loss of the box edges, by name: smooth_l1, l1, kl and others of docs/methods.md
+        box_loss_settings=dict(  # numbers of the box loss
+            log_var_clamp=(-7.0, 7.0),  # range of the log variances; for all losses with variances
+            smooth_l1_beta=1.0,  # coded error where smooth L1 turns linear; for smooth_l1 and ramps
+            beta_nll_beta=0.5,  # exponent of the variance that weights the loss; for beta_nll
+            num_samples=100,  # draws for each edge; for energy_score
+            label_noise="data",  # source of the labels' std: data, pixels or size; for lasernet_kl, gaussian_kl
+            label_noise_value=1.0,  # std of the labels, in pixels or as a share of the box's sides
+            ramp_steps=0,  # steps in which a loss with variances takes over from smooth L1; 0 for none
+        ),
+        dtype="float32",  # dtype of the activations: float32 or bfloat16
+        init_weights="",  # file of weights to start from; random weights if empty
+        init_partial=False,  # keep random values for the layers that the file does not fit
+        backbone=dict(  # network that computes the feature maps
+            name="bottleneck_resnet",  # resnet, bottleneck_resnet, mobilenet_v2, vgg16 or vgg_cnn_m_1024
+            stage_blocks=(3, 4, 6, 3),  # residual blocks of each stage
+        ),
+        fpn=dict(  # feature pyramid on the backbone; None to use its feature map directly
+            features=256,  # channels of every level
+            levels=(2, 3, 4, 5),  # levels made from backbone stages; level l has stride 2**l
+            extra_levels=1,  # coarser levels, subsampled from the last one
+        ),
+        rpn=dict(  # region proposal network
+            features=256,  # channels of the 3x3 convolution
+            levels=(2, 3, 4, 5, 6),  # pyramid levels with anchors, finest first
+            anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,), (512.0,)),  # sides in pixels, for each level
+            aspect_ratios=(0.5, 1.0, 2.0),  # height over width of the anchors
+            pre_nms_topk=(2000, 1000),  # candidates of a level before NMS, in training and in evaluation
+            post_nms_topk=(2000, 1000),  # proposals of an image after NMS, in training and in evaluation
+            nms_threshold=0.7,  # IoU above which the weaker of two proposals is removed
+            iou_thresholds=(0.3, 0.7),  # an anchor is background below the first, an object from the second
+            batch_size_per_image=256,  # anchors sampled for the losses
+            positive_fraction=0.5,  # largest share of objects among the sampled anchors
+        ),
+        roi_heads=dict(  # second stage: sampling, coding and loss of the boxes
+            box_coder="corner",  # offsets by corner, or by center and size (losses without variances only)
+            box_coder_weights=(10.0, 10.0, 10.0, 10.0),  # factors of the four offsets
+            class_agnostic=False,  # predict one box for all classes
+            batch_size_per_image=512,  # RoIs sampled in training
+            positive_fraction=0.25,  # largest share of objects among the sampled RoIs
+            box_loss_weight=1.0,  # factor of the box loss
+        ),
+        box_pooler=dict(  # features of a RoI for the box head; mask_pooler has the same for the mask head
+            method="align",  # align (RoIAlign), max (RoIPool) or precise (PrRoI pooling)
+            levels=(2, 3, 4, 5),  # pyramid levels to pool from, finest first
+            resolution=7,  # bins along each side
+            sampling_ratio=2,  # samples along each side of a bin; for align
+            canonical_box_size=224.0,  # side in pixels of a box that is pooled from canonical_level
+            canonical_level=4,  # level from which a box of canonical_box_size is pooled
+        ),
+        box_head=dict(  # layers between the pooled features and the predictions
+            name="two_mlp",  # two_mlp, res5 or vgg
+            features=1024,  # width of the layers
+        ),
+        mask_head=dict(  # mask head of Mask R-CNN
+            enabled=False,  # predict masks; needs data.mask_size above 0
+            features=256,  # channels of the layers
+            num_convs=4,  # 3x3 convolutions before the deconvolution
+        ),
+        iou_head=dict(  # IoU head of IoU-Net
+            enabled=False,  # predict the IoU of a box with its object
+            features=1024,  # width of the layers
+            batch_size_per_image=512,  # jittered ground-truth boxes to train it on
+            loss_weight=1.0,  # factor of the IoU loss
+        ),
+        pixel_mean=(122.7717, 115.9465, 102.9801),  # mean of the red, green and blue channel, subtracted
+        pixel_std=(1.0, 1.0, 1.0),  # standard deviation of the channels, divided by
+    ),
+    optimizer=dict(  # the optimizer and its learning rate; steps are updates of the parameters
+        name="sgd",  # sgd or adamw
+        learning_rate=0.02,  # rate for 16 images an update; scaled linearly to the actual number
+        warmup_steps=500,  # steps of linear warm-up
+        warmup_factor=1.0 / 3.0,  # factor of the rate at the first step
+        decay_at=(2.0 / 3.0, 8.0 / 9.0),  # shares of the training after which the rate falls
+        decay_factor=0.1,  # factor of each fall of the rate
+        weight_decay=1e-4,  # weight decay of kernels; biases and norms have none
+        momentum=0.9,  # momentum; for sgd
+        clip_norm=0.0,  # largest norm of the gradient; 0 for no limit
+        frozen=FROZEN,  # prefixes of the parameters that are not trained
+    ),
+    train=dict(  # the training; steps are batches
+        batch_size=16,  # images of a step, on all devices together
+        num_epochs=0.0,  # length of the training in epochs
+        num_steps=0,  # length of the training in steps; overrules num_epochs if it is not 0
+        save_every=5000,  # steps between two checkpoints
+        log_every=20,  # steps between two lines of the log
+        eval_every=0,  # steps between two evaluations during the training; 0 for none
+        keep_checkpoints=2,  # newest checkpoints to keep
+        keep_best="",  # metric such as AP whose best checkpoints are kept too; empty for none
+        keep_best_checkpoints=1,  # number of the best checkpoints to keep
+        early_stopping_patience=0,  # evaluations without a better keep_best after which to stop; 0 for never
+        accumulate_steps=1,  # batches averaged for an update; the learning rate follows the updates
+        on_nonfinite="stop",  # steps with a loss or gradient that is not finite: stop, or skip them
+        profile_steps=(),  # first and last step to write a profile of; empty for none
+    ),
+    evaluation=dict(  # the evaluation
+        batch_size=8,  # images of a step, on all devices together
+        coco_backend="pycocotools",  # pycocotools, or hotcoco: the same, faster (pip install 'klbox-jax[fast]')
+        checkpoint="last",  # checkpoint that --mode=eval reads: last, or best by train.keep_best
+        num_pictures=4,  # images that TensorBoard shows with their detections
+    ),
+    predict=dict(  # --mode=predict
+        input="",  # an image, a folder of images, or a glob
+        output="",  # folder of the results; predict in the workdir if empty
+        draw=True,  # write pictures with the detections
+        max_pictures=200,  # largest number of pictures
+        score_threshold=0.5,  # lowest score of an object that is drawn
+    ),
+    calibrate=dict(  # --mode=calibrate
+        method="coverage",  # coverage: 68.27 % of the errors within one std; likelihood: std is their RMS
+    ),
+    export=dict(  # --mode=export
+        output="",  # folder of the files; export/STEP in the workdir if empty
+        platforms=("cpu", "cuda", "tpu"),  # platforms that the programs run on; rocm is another
+        canvas=(),  # height and width of the only canvas; those of data.canvases if empty
+        batch_size=1,  # images that a program takes
+        weights_dtype="float32",  # dtype of the weights file: float32 or float16
+    ),
+    postprocess=dict(  # from predictions to detections; more in PostprocessSettings
+        suppression="soft_gaussian",  # hard, soft_linear, soft_gaussian, or iou_guided with an IoU head
+        voting="variance",  # none, variance, iou and others of docs/methods.md
+        sigma_t=0.02,  # width of the IoU weight; for variance, variance_score, iou and iou_score
+        voters="all",  # candidates that vote: all, or the remaining ones as in the released code
+        voting_iou_floor=0.0,  # IoU above which a candidate votes; for the methods with sigma_t
+        variance_order="corners",  # corners, or detectron: variances of y1 and x2 exchanged, as in the released code
+        voting_variance="average",  # std of a voted box: average, fused or winner
+        box_voting_threshold=0.5,  # IoU from which a candidate votes; for box_voting
+        wbf_threshold=0.55,  # IoU above which a candidate joins a cluster; for wbf
+        bayes_affinity=0.7,  # IoU above which a candidate is fused; for bayes
+        bayes_calibration=1.0,  # factor on the reported variance; for bayes
+        nms_threshold=0.5,  # IoU above which a box is removed; for hard and iou_guided
+        soft_nms_sigma=0.5,  # width of the decay; for soft_gaussian
+        soft_nms_threshold=0.3,  # IoU from which scores decay; for soft_linear
+        soft_nms_min_score=0.001,  # lowest score that soft NMS keeps
+        score_threshold=0.05,  # a candidate has a class probability above this
+        refine_steps=0,  # steps of the IoU head's gradient ascent on each box; 0 for none
+        refine_step_size=0.5,  # step size of the ascent
+        refine_keep_best=False,  # return the best box of the ascent, not the last one
+        score_by_iou=False,  # multiply scores by the predicted IoU
+        score_by_std=0.0,  # lower scores by exp(-score_by_std * std / side); good for kl: 4.0; 0 for none
+        flip=False,  # detect on the mirrored image too
+        pre_nms_topk=2000,  # candidates of an image before suppression
+        detections_per_image=100,  # slots for detections of an image
+        plus_one_widths=False,  # boxes are whole pixels, as in the released code
+    ),
+)
+
+# The fields that only some families have.
+EXTRA_FIELDS = {
+    "data.mask_size": "cells along each side of an object's mask, which fills its box; 0 for no masks",
+    "data.skip_empty_boxes": "leave out boxes without area, of which train2017 has two; for coco",
+    "data.class_names": "names of the classes if they are not those of VOC; for voc",
+    "data.tfds_name": "name of the prepared set, such as voc/2007; for tfds",
+    "data.noise_scale": "factor on the label noise; for scenes",
+    "data.num_images.train": "images of the training split; for scenes",
+    "data.num_images.validation": "images of the validation split; for scenes",
+    "data.num_images.calibration": "images of the calibration split; for scenes",
+    "data.num_images.test": "images of the test split; for scenes",
+    "model.backbone.stem_features": "channels of the first convolution",
+    "model.backbone.stage_features": "channels of each stage",
+    "model.backbone.group_size": "channels of a group of GroupNorm",
+    "model.backbone.stride_in_1x1": "a bottleneck strides in its first 1x1 convolution, not in the 3x3 one",
+    "model.backbone.out_stages": "stages that are returned; no later stage is built",
+    "model.rpn.anchor_offset": "position of an anchor in its cell: 0.5 for the centre, 0 for the corner",
+    "model.rpn.round_anchors": "round half of each anchor's sides to whole pixels, as torchvision does",
+    "model.rpn.min_size": "side in pixels that a proposal has to exceed",
+    "model.rpn.box_coder": "offsets of an anchor: by center and size, or by corner as in the released code",
+    "model.rpn.smooth_l1_beta": "coded error where the smooth L1 loss turns linear",
+    "model.rpn.plus_one_widths": "boxes are whole pixels, as in the released code",
+    "model.roi_heads.iou_threshold": "IoU from which a RoI is an object",
+    "model.box_pooler.aligned": "cell i of a map has its centre at (i + 0.5) * stride, not at i * stride",
+    "model.box_pooler.plus_one_widths": "pool a region one pixel shorter, as the released code does",
+    "model.box_head.blocks": "residual blocks; for res5",
+    "model.box_head.stride_in_1x1": "a bottleneck strides in its first 1x1 convolution; as in the backbone, for res5",
+    "model.box_head.dropout_rate": "share of each layer's outputs that training drops; for vgg",
+}
+
+# Variants of every family. An empty `voting` is variance for a loss with variances, and none for another.
+VARIANT = dict(loss="kl", suppression="soft_gaussian", voting="", iou_head=False)
+# Further variants of the families that start from a ResNet of Detectron.
+RESNET_VARIANT = dict(schedule="2x", init="imagenet", weights="detectron", multi_scale=False, legacy="none")
+
+# Normalization of the pixels under which ImageNet weights were trained: the .pkl files that Detectron starts from
+# (MSRA's ResNets, Caffe's VGG networks), and the .pth files of torchvision. Loading compares it with the file.
+PIXELS = {
+    "detectron": dict(pixel_mean=BASE["model"]["pixel_mean"], pixel_std=BASE["model"]["pixel_std"]),
+    "torchvision": dict(pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375)),
+}
+# Range of the scale jitter by `multi_scale`: detectron2's short sides from 640 to 800 pixels, or the full size.
+SCALE_JITTER = {True: (0.8, 1.0), False: (1.0, 1.0)}
 
 
 def parse_arg(arg: str | None, **defaults):
-    """Returns `defaults` with the fields that `arg` names replaced.
-
-    `arg` is `key=value,key=value`. Values take the type of their default.
+    """Returns `defaults` with the values that `arg`, `key=value,key=value`, gives. Values keep their default's type.
 
     Raises:
         ValueError: a key is unknown, or a value does not fit the default's type.
@@ -17,37 +245,17 @@ def parse_arg(arg: str | None, **defaults):
                 f"config argument {item!r} is unknown; write key=value with a key of {sorted(defaults)}"
             )
         kind = type(defaults[key])
-        if kind is bool:
-            if text not in ("True", "False"):
-                raise ValueError(f"config argument {item!r}: write True or False")
-            values[key] = text == "True"
-        else:
-            try:
-                values[key] = kind(text)
-            except ValueError:
-                raise ValueError(f"config argument {item!r}: expected a {kind.__name__}") from None
+        if kind is bool and text not in ("True", "False"):
+            raise ValueError(f"config argument {item!r}: write True or False")
+        try:
+            values[key] = text == "True" if kind is bool else kind(text)
+        except ValueError:
+            raise ValueError(f"config argument {item!r}: expected a {kind.__name__}") from None
     return values
 
 
-# What the networks of ImageNet weights were trained under: the mean and deviation of the RGB channels, and whether
-# a bottleneck strides in its first 1x1 convolution. Loading compares them with the file.
-IMAGENET_WEIGHTS = {
-    # The .pkl files that Detectron starts from: MSRA's ResNets, and the VGG networks of Caffe.
-    "detectron": ((122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0), True),
-    # The .pth files of torchvision's classifiers.
-    "torchvision": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
-}
-
-
-# By (short side, longest side): sides of whole cells of stride 16 that hold every photograph of that size.
-CANVASES = {
-    (800, 1333): ((800, 1088), (1088, 800), (800, 1344), (1344, 800)),
-    (600, 1000): ((608, 800), (800, 608), (608, 1008), (1008, 608)),
-}
-
-
 def choose(choices: dict, variant: dict, key: str):
-    """Returns what `choices` has for the value of the variant's `key`.
+    """Returns the entry of `choices` for the value of the variant's `key`.
 
     Raises:
         ValueError: there is no such choice.
@@ -59,221 +267,52 @@ def choose(choices: dict, variant: dict, key: str):
     return choices[variant[key]]
 
 
-def steps_for(images: int, *, batch_size: int) -> int:
-    """Returns the steps in which batches of `batch_size` show `images` images.
+def base(variant: dict) -> ml_collections.ConfigDict:
+    """Returns a new config with the values of `BASE` and the loss, suppression, voting and IoU head of a variant."""
+    config = ml_collections.ConfigDict(BASE)
+    config.model.mask_pooler = BASE["model"]["box_pooler"] | dict(resolution=14)
+    config.model.box_loss = variant["loss"]
+    config.model.iou_head.enabled = variant["iou_head"]
+    default_voting = "none" if variant["loss"] in ("smooth_l1", "l1") else "variance"
+    config.postprocess.suppression = variant["suppression"]
+    config.postprocess.voting = variant["voting"] or default_voting
+    return config
+
+
+def update_poolers(config: ml_collections.ConfigDict, **fields) -> None:
+    """Sets fields of both poolers: the one of the box head and the one of the mask head."""
+    config.model.box_pooler.update(fields)
+    config.model.mask_pooler.update(fields)
+
+
+def set_schedule(config: ml_collections.ConfigDict, variant: dict, *, images: int) -> None:
+    """Sets the batch size, the number of steps that shows `images` images, and the scale jitter.
 
     Raises:
         ValueError: the batch size is not positive.
     """
+    batch_size = variant["batch_size"]
     if batch_size < 1:
         raise ValueError(f"config argument batch_size={batch_size}: write a positive number")
-    return round(images / batch_size)
+    config.train.update(batch_size=batch_size, num_steps=round(images / batch_size))
+    config.data.scale_jitter = SCALE_JITTER[variant["multi_scale"]]
 
 
-def scenes_data(*, noise_scale: float) -> dict:
-    """The embedded scenes; `root` is where they are kept once generated."""
-    return dict(
-        name="scenes",
-        root="",
-        train_split="train",
-        eval_split="validation",
-        calibration_split="calibration",
-        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
-        short_side=192,
-        long_side=192,
-        canvases=((192, 192),),
-        max_gt=8,
-        flip=True,
-        scale_jitter=(1.0, 1.0),
-        num_threads=2,
-        on_bad_record="stop",  # or skip: images that are at fault or unreadable
-        mask_size=0,
-        noise_scale=noise_scale,
-        num_images=dict(train=4000, validation=500, calibration=500, test=500),
-    )
+def set_legacy(config: ml_collections.ConfigDict, variant: dict) -> None:
+    """Sets whether the network and the post-processing compute as the released code does (docs/legacy.md)."""
+    legacy = choose({"none": False, "detectron": True}, variant, "legacy")
+    config.model.rpn.update(box_coder="corner" if legacy else "center", plus_one_widths=legacy)
+    update_poolers(config, plus_one_widths=legacy)
+    if legacy:
+        config.postprocess.update(sigma_t=0.01, voters="remaining", voting_iou_floor=0.01)
+        config.postprocess.update(variance_order="detectron", plus_one_widths=True)
 
 
-def coco_data(
-    *, size: tuple[int, int], splits: tuple[str, str], multi_scale: bool, mask_size: int = 0
-) -> dict:
-    """COCO, photographs of `size` (short side, at most so long), from a folder that `--config.data.root` names.
-
-    Canvases, slots and threads are ours: most photographs are 4:3 or 3:4 and fill the small canvases; a training
-    image of more than 100 objects would be named before the first step. `multi_scale` draws the short side
-    between 0.8 of its length and all of it, detectron2's 640 to 800 pixels.
-    """
-    return dict(
-        name="coco",
-        root="",
-        train_split=splits[0],
-        eval_split=splits[1],
-        calibration_split="",  # neither trained on nor reported; used where hold_out is 0
-        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
-        short_side=size[0],
-        long_side=size[1],
-        canvases=CANVASES[size],
-        max_gt=100,
-        flip=True,
-        scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
-        num_threads=8,
-        on_bad_record="stop",  # or skip: images that are at fault or unreadable
-        mask_size=mask_size,
-        # train2017 has two boxes of height 0.
-        skip_empty_boxes=True,
-    )
-
-
-def voc_data(*, multi_scale: bool) -> dict:
-    """VOC 2007 at py-faster-rcnn's 600 to 1000 pixels; `--config.data.root` names the folder with VOC2007 in it."""
-    size = (600, 1000)
-    return dict(
-        name="voc",
-        root="",
-        train_split="2007_trainval",
-        eval_split="2007_test",
-        calibration_split="",  # neither trained on nor reported; used where hold_out is 0
-        hold_out=0.0,  # share of the training images kept out of it, to calibrate on
-        short_side=size[0],
-        long_side=size[1],
-        canvases=CANVASES[size],
-        max_gt=64,
-        flip=True,
-        scale_jitter=(0.8, 1.0) if multi_scale else (1.0, 1.0),
-        num_threads=8,
-        on_bad_record="stop",  # or skip: images that are at fault or unreadable
-        class_names=(),  # where they are not VOC's
-    )
-
-
-def train(
-    *, batch_size: int, save_every: int, log_every: int, num_epochs: float = 0.0, num_steps: int = 0
-) -> dict:
-    """The training loop. `batch_size` is global; `num_steps` overrules `num_epochs` where it is not 0."""
-    return dict(
-        batch_size=batch_size,
-        num_epochs=num_epochs,
-        num_steps=num_steps,
-        save_every=save_every,
-        log_every=log_every,
-        eval_every=0,
-        keep_checkpoints=2,
-        keep_best="",  # a number of the evaluations, such as "AP", whose best checkpoint is kept beside the last ones
-        keep_best_checkpoints=1,  # of the best ones by keep_best, how many are kept
-        early_stopping_patience=0,  # end after so many evaluations without a better keep_best; 0 for never
-        # Batches to an update of the parameters. All steps here count batches; the learning rate follows the updates,
-        # for which warm-up, decay and the scaling by batch_size * accumulate_steps are meant.
-        accumulate_steps=1,
-        on_nonfinite="stop",  # or skip: steps whose loss or gradient is not finite
-        profile_steps=(),  # the first and last step to write a trace of
-    )
-
-
-def evaluation(*, batch_size: int) -> dict:
-    """The evaluation; `batch_size` is global."""
-    return dict(
-        batch_size=batch_size,
-        coco_backend="pycocotools",  # or hotcoco, the same numbers faster: pip install 'klbox-jax[fast]'
-        checkpoint="last",  # or best, by config.train.keep_best: what --mode=eval reads
-        num_pictures=4,  # images that TensorBoard shows with their detections
-    )
-
-
-def predict() -> dict:
-    """Photographs for `--mode=predict`."""
-    return dict(
-        input="",  # an image, a folder of images, or a glob
-        output="",  # a folder; by default predict in the workdir
-        draw=True,  # write pictures, of ...
-        max_pictures=200,  # ... so many images at most, ...
-        score_threshold=0.5,  # ... with the objects from this score on
-    )
-
-
-def calibrate() -> dict:
-    """The fit of `--mode=calibrate`."""
-    return dict(
-        method="coverage",  # 68.27 % of the labels within one std; or likelihood, whose std is the RMS of the errors
-    )
-
-
-def export() -> dict:
-    """The files of `--mode=export`."""
-    return dict(
-        output="",  # a folder; by default export/<step> in the workdir
-        platforms=("cpu", "cuda", "tpu"),  # that the programs run on; rocm is another
-        canvas=(),  # height and width of the only one, in place of those of config.data
-        batch_size=1,  # images that a program takes
-        weights_dtype="float32",  # of the weights file, or float16
-    )
-
-
-def box_loss_settings(*, ramp_steps: int = 0) -> dict:
-    """The numbers of `BoxLoss`; each concerns the losses that its comment names, and no other."""
-    return dict(
-        log_var_clamp=(-7.0, 7.0),  # all losses with variances
-        smooth_l1_beta=1.0,  # smooth_l1, and what a ramp starts from
-        beta_nll_beta=0.5,  # beta_nll
-        num_samples=100,  # energy_score
-        label_noise="data",  # lasernet_kl, gaussian_kl: data, pixels or size
-        label_noise_value=1.0,  # the same: pixels, or a share of the box's sides
-        ramp_steps=ramp_steps,  # all losses with variances
-    )
-
-
-def mask_head(*, enabled: bool, features: int = 256, num_convs: int = 4) -> dict:
-    """The mask head of Mask R-CNN, left out unless enabled; it needs `config.data.mask_size` above 0."""
-    return dict(enabled=enabled, features=features, num_convs=num_convs)
-
-
-def iou_head(*, enabled: bool, features: int, batch_size_per_image: int, loss_weight: float) -> dict:
-    """The IoU head of IoU-Net, left out unless enabled."""
-    return dict(
-        enabled=enabled, features=features, batch_size_per_image=batch_size_per_image, loss_weight=loss_weight
-    )
-
-
-# Whether to read and post-process the weights of the KL-Loss release as its own code does, see
-# docs/legacy.md.
-LEGACY = {"none": False, "detectron": True}
-
-
-def postprocess(
-    *,
-    loss: str,
-    suppression: str,
-    voting: str,
-    pre_nms_topk: int,
-    detections_per_image: int,
-    legacy: bool = False,
-) -> dict:
-    """Post-processing, by the names of `PostprocessSettings`; voting by variance is the default where there is one.
-
-    `legacy` is that of the KL-Loss release.
-    """
-    return dict(
-        suppression=suppression,
-        voting=voting or ("none" if loss in ("smooth_l1", "l1") else "variance"),
-        sigma_t=0.01 if legacy else 0.02,
-        voters="remaining" if legacy else "all",
-        voting_iou_floor=0.01 if legacy else 0.0,
-        variance_order="detectron" if legacy else "corners",
-        voting_variance="average",
-        box_voting_threshold=0.5,
-        wbf_threshold=0.55,
-        bayes_affinity=0.7,
-        bayes_calibration=1.0,
-        nms_threshold=0.5,
-        soft_nms_sigma=0.5,
-        soft_nms_threshold=0.3,
-        soft_nms_min_score=0.001,
-        score_threshold=0.05,
-        refine_steps=0,
-        refine_step_size=0.5,
-        refine_keep_best=False,
-        score_by_iou=False,
-        score_by_std=0.0,  # a good one for kl: 4.0
-        flip=False,  # detect on the mirrored image too
-        pre_nms_topk=pre_nms_topk,
-        detections_per_image=detections_per_image,
-        plus_one_widths=legacy,
-    )
+def set_resnet_weights(config: ml_collections.ConfigDict, variant: dict) -> None:
+    """Sets the pixels, strides and pooling under which the weights of a ResNet were trained."""
+    config.model.update(choose(PIXELS, variant, "weights"))
+    config.model.backbone.stride_in_1x1 = variant["weights"] == "detectron"
+    config.model.init_partial = choose({"imagenet": False, "detector": True}, variant, "init")
+    set_legacy(config, variant)
+    # Detectron's own RoIAlign is not aligned.
+    update_poolers(config, aligned=variant["init"] == "imagenet" and variant["legacy"] == "none")

@@ -23,127 +23,26 @@ import ml_collections
 
 from configs import common
 
-# Images shown.
+# Images shown by each schedule, in batches of 8.
 IMAGES = {"1x": 8 * 180_000, "2x": 8 * 360_000}
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    variant = common.parse_arg(
-        arg,
-        loss="kl",
-        suppression="soft_gaussian",
-        voting="",
-        iou_head=False,
-        schedule="2x",
-        init="imagenet",
-        weights="detectron",
-        multi_scale=False,
-        legacy="none",
-        batch_size=8,
-    )
-    from_detector = common.choose({"imagenet": False, "detector": True}, variant, "init")
-    pixel_mean, pixel_std, stride_in_1x1 = common.choose(common.IMAGENET_WEIGHTS, variant, "weights")
-    legacy = common.choose(common.LEGACY, variant, "legacy")
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.data = common.coco_data(
-        size=(800, 1333), splits=("train2017", "val2017"), multi_scale=variant["multi_scale"]
-    )
-    pooler = dict(
-        method="align",
+    variant = common.parse_arg(arg, **common.VARIANT, **common.RESNET_VARIANT, batch_size=8)
+    config = common.base(variant)
+    config.data.update(mask_size=0, skip_empty_boxes=True)
+    config.model.backbone.out_stages = ("res4",)
+    config.model.fpn = None
+    config.model.rpn.update(
+        features=1024,
         levels=(4,),
-        resolution=14,
-        sampling_ratio=2,
-        canonical_box_size=224.0,
-        canonical_level=4,
-        aligned=not (from_detector or legacy),
-        plus_one_widths=legacy,
+        anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
+        anchor_offset=0.5,
+        pre_nms_topk=(12000, 6000),
     )
-    config.model = dict(
-        box_loss=variant["loss"],
-        box_loss_settings=common.box_loss_settings(),
-        dtype="float32",  # of the activations, or "bfloat16"
-        init_weights="",
-        init_partial=from_detector,
-        backbone=dict(
-            name="bottleneck_resnet",
-            stage_blocks=(3, 4, 6, 3),
-            stride_in_1x1=stride_in_1x1,
-            out_stages=("res4",),
-        ),
-        fpn=None,
-        rpn=dict(
-            features=1024,
-            levels=(4,),
-            anchor_sizes=((32.0, 64.0, 128.0, 256.0, 512.0),),
-            aspect_ratios=(0.5, 1.0, 2.0),
-            anchor_offset=0.5,
-            pre_nms_topk=(12000, 6000),
-            post_nms_topk=(2000, 1000),
-            nms_threshold=0.7,
-            iou_thresholds=(0.3, 0.7),
-            batch_size_per_image=256,
-            positive_fraction=0.5,
-            box_coder="corner" if legacy else "center",
-            plus_one_widths=legacy,
-        ),
-        roi_heads=dict(
-            box_coder="corner",
-            box_coder_weights=(10.0, 10.0, 10.0, 10.0),
-            class_agnostic=False,
-            batch_size_per_image=512,
-            positive_fraction=0.25,
-            box_loss_weight=1.0,
-        ),
-        box_pooler=dict(pooler),
-        box_head=dict(name="res5", blocks=3, features=2048, stride_in_1x1=stride_in_1x1),
-        mask_head=common.mask_head(enabled=False),
-        mask_pooler=dict(pooler),
-        iou_head=common.iou_head(
-            enabled=variant["iou_head"],
-            features=1024,
-            batch_size_per_image=512,
-            loss_weight=1.0,
-        ),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-    )
-    config.optimizer = dict(
-        name="sgd",
-        learning_rate=0.02,
-        warmup_steps=500,
-        warmup_factor=1.0 / 3.0,
-        decay_at=(2.0 / 3.0, 8.0 / 9.0),
-        decay_factor=0.1,
-        weight_decay=1e-4,
-        momentum=0.9,
-        clip_norm=0.0,
-        frozen=(
-            "backbone/stem",
-            "backbone/stem_norm",
-            "backbone/res2_0",
-            "backbone/res2_1",
-            "backbone/res2_2",
-        ),
-    )
-    config.train = common.train(
-        batch_size=variant["batch_size"],
-        num_steps=common.steps_for(
-            common.choose(IMAGES, variant, "schedule"), batch_size=variant["batch_size"]
-        ),
-        save_every=5000,
-        log_every=20,
-    )
-    config.evaluation = common.evaluation(batch_size=8)
-    config.predict = common.predict()
-    config.calibrate = common.calibrate()
-    config.export = common.export()
-    config.postprocess = common.postprocess(
-        loss=variant["loss"],
-        suppression=variant["suppression"],
-        voting=variant["voting"],
-        pre_nms_topk=2000,
-        detections_per_image=100,
-        legacy=legacy,
-    )
+    common.update_poolers(config, levels=(4,), resolution=14)
+    common.set_resnet_weights(config, variant)
+    stride_in_1x1 = config.model.backbone.stride_in_1x1
+    config.model.box_head = dict(name="res5", blocks=3, features=2048, stride_in_1x1=stride_in_1x1)
+    common.set_schedule(config, variant, images=common.choose(IMAGES, variant, "schedule"))
     return config

@@ -27,114 +27,59 @@ import ml_collections
 
 from configs import common
 
-# Images shown, and the sides of a cell's square anchors: scales times the stride of 16.
+# By data set: images shown, sides of a cell's square anchors (scales times the stride of 16), and dropout.
 SETS = {
-    "coco": (2 * 490_000, (64.0, 128.0, 256.0, 512.0)),
-    "voc": (2 * 70_000, (128.0, 256.0, 512.0)),
+    "coco": (2 * 490_000, (64.0, 128.0, 256.0, 512.0), 0.0),
+    "voc": (2 * 70_000, (128.0, 256.0, 512.0), 0.5),
 }
+
+
+def py_faster_rcnn(variant: dict, *, data: str, resolution: int) -> ml_collections.ConfigDict:
+    """Returns what py-faster-rcnn's networks share: one feature map of stride 16, RoIPool, images of 600 pixels."""
+    config = common.base(variant)
+    config.data.update(short_side=600, long_side=1000, canvases=common.CANVASES[600, 1000])
+    if data == "coco":
+        config.data.update(train_split="train2014", eval_split="val2014", mask_size=0, skip_empty_boxes=True)
+    else:
+        config.data.update(name="voc", train_split="2007_trainval", eval_split="2007_test", max_gt=64)
+        config.data.class_names = ()
+    config.model.fpn = None
+    config.model.rpn.update(
+        levels=(4,),
+        anchor_sizes=(SETS[data][1],),
+        anchor_offset=0.5,
+        min_size=16.0,
+        pre_nms_topk=(12000, 6000),
+        post_nms_topk=(2000, 300),
+    )
+    config.model.roi_heads.batch_size_per_image = 128
+    config.model.iou_head.batch_size_per_image = 128
+    pooler = dict(method="max", levels=(4,), resolution=resolution)
+    config.model.box_pooler, config.model.mask_pooler = pooler, pooler
+    config.optimizer.update(decay_at=(5.0 / 7.0,), weight_decay=5e-4)
+    config.train.save_every = 2500
+    config.postprocess.nms_threshold = 0.3
+    return config
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     variant = common.parse_arg(
         arg,
-        loss="kl",
-        suppression="soft_gaussian",
-        voting="",
-        iou_head=False,
+        **common.VARIANT,
         data="coco",
         weights="detectron",
         multi_scale=False,
         legacy="none",
         batch_size=8,
     )
-    images, anchor_sizes = common.choose(SETS, variant, "data")
-    pixel_mean, pixel_std, _ = common.choose(common.IMAGENET_WEIGHTS, variant, "weights")
-    legacy = common.choose(common.LEGACY, variant, "legacy")
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    if variant["data"] == "coco":
-        config.data = common.coco_data(
-            size=(600, 1000), splits=("train2014", "val2014"), multi_scale=variant["multi_scale"]
-        )
-    else:
-        config.data = common.voc_data(multi_scale=variant["multi_scale"])
-    pooler = dict(method="max", levels=(4,), resolution=7, plus_one_widths=legacy)
-    config.model = dict(
-        box_loss=variant["loss"],
-        box_loss_settings=common.box_loss_settings(),
-        dtype="float32",  # of the activations, or "bfloat16"
-        init_weights="",
-        init_partial=False,
-        backbone=dict(name="vgg16"),
-        fpn=None,
-        rpn=dict(
-            features=512,
-            levels=(4,),
-            anchor_sizes=(anchor_sizes,),
-            aspect_ratios=(0.5, 1.0, 2.0),
-            anchor_offset=0.5,
-            min_size=16.0,
-            pre_nms_topk=(12000, 6000),
-            post_nms_topk=(2000, 300),
-            nms_threshold=0.7,
-            iou_thresholds=(0.3, 0.7),
-            batch_size_per_image=256,
-            positive_fraction=0.5,
-            box_coder="corner" if legacy else "center",
-            plus_one_widths=legacy,
-        ),
-        roi_heads=dict(
-            box_coder="corner",
-            box_coder_weights=(10.0, 10.0, 10.0, 10.0),
-            class_agnostic=False,
-            batch_size_per_image=128,
-            positive_fraction=0.25,
-            box_loss_weight=1.0,
-        ),
-        box_pooler=dict(pooler),
-        box_head=dict(
-            name="vgg", features=(4096, 4096), dropout_rate=0.0 if variant["data"] == "coco" else 0.5
-        ),
-        mask_head=common.mask_head(enabled=False),
-        mask_pooler=dict(pooler),
-        iou_head=common.iou_head(
-            enabled=variant["iou_head"],
-            features=1024,
-            batch_size_per_image=128,
-            loss_weight=1.0,
-        ),
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-    )
-    config.optimizer = dict(
-        name="sgd",
-        learning_rate=0.008,  # 0.001 for 2 images
-        warmup_steps=500,
-        warmup_factor=1.0 / 3.0,
-        decay_at=(5.0 / 7.0,),
-        decay_factor=0.1,
-        weight_decay=5e-4,
-        momentum=0.9,
-        clip_norm=0.0,
-        frozen=("backbone/conv1_1", "backbone/conv1_2", "backbone/conv2_1", "backbone/conv2_2"),
-    )
-    config.train = common.train(
-        batch_size=variant["batch_size"],
-        num_steps=common.steps_for(images, batch_size=variant["batch_size"]),
-        save_every=2500,
-        log_every=20,
-    )
-    config.evaluation = common.evaluation(batch_size=8)
-    config.predict = common.predict()
-    config.calibrate = common.calibrate()
-    config.export = common.export()
-    config.postprocess = common.postprocess(
-        loss=variant["loss"],
-        suppression=variant["suppression"],
-        voting=variant["voting"],
-        pre_nms_topk=2000,
-        detections_per_image=100,
-        legacy=legacy,
-    )
-    config.postprocess.nms_threshold = 0.3
+    images, _, dropout_rate = common.choose(SETS, variant, "data")
+    config = py_faster_rcnn(variant, data=variant["data"], resolution=7)
+    config.model.update(common.choose(common.PIXELS, variant, "weights"))
+    config.model.backbone = dict(name="vgg16")
+    config.model.rpn.features = 512
+    config.model.box_head = dict(name="vgg", features=(4096, 4096), dropout_rate=dropout_rate)
+    common.set_legacy(config, variant)
+    config.optimizer.learning_rate = 0.008  # 0.001 for 2 images
+    config.optimizer.frozen = tuple(f"backbone/conv{layer}" for layer in ("1_1", "1_2", "2_1", "2_2"))
+    common.set_schedule(config, variant, images=images)
     return config

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import importlib
 import itertools
@@ -9,7 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, explain
 from klbox_jax.data.build import build_preprocessing
 from klbox_jax.data.transforms import resized_size
 from klbox_jax.models.build import build_model
@@ -27,7 +28,7 @@ FAMILIES = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
     # torchvision's published detectors have no variants.
-    if path.stem not in ("__init__", "common", "torchvision")
+    if path.stem not in ("__init__", "common", "explain", "torchvision")
 )
 FULL_SCALE = (
     "faster_rcnn_resnet50_c4",
@@ -67,6 +68,42 @@ def leaves(value):
 def test_every_variant_is_as_in_the_golden_file(family):
     """Run `python -m tests.golden.make_configs` if a field is meant to change, and read the differences."""
     assert make_configs.resolve_family(family) == make_configs.read()[family]
+
+
+def test_every_field_is_explained_in_one_line():
+    texts = explain.explanations()
+    fields, groups = set(), set()
+    for family, variants in make_configs.VARIANTS.items():
+        for arg in (None, *variants):
+            fields |= make_configs.resolve(family, arg).keys()
+    for field in fields:
+        parts = field.split(".")
+        groups |= {".".join(parts[:count]) for count in range(1, len(parts))}
+    assert {field for field in fields if not texts.get(field)} == set()
+    assert texts.keys() <= fields | groups
+    assert texts["train.batch_size"] == "images of a step, on all devices together"
+    assert texts["model.mask_pooler.resolution"] == texts["model.box_pooler.resolution"]
+    assert texts["model.rpn.min_size"] == common.EXTRA_FIELDS["model.rpn.min_size"]
+    assert texts["model.fpn"].startswith("feature pyramid")
+
+
+def test_a_change_of_a_config_leaves_the_base_as_it_is():
+    before = copy.deepcopy(common.BASE)
+    config = common.base(common.VARIANT)
+    config.model.rpn.features = 7
+    config.model.mask_pooler.resolution = 5
+    assert before == common.BASE
+    assert config.model.box_pooler.resolution == 7
+
+
+def test_a_tiny_scenes_config_keeps_its_variants():
+    config = get_config("scenes", "loss=smooth_l1,noise_scale=2,size=tiny")
+    assert config.model.box_loss == "smooth_l1"
+    assert config.data.noise_scale == 2.0
+    full = get_config("scenes")
+    for group in ("data", "train", "postprocess", "evaluation"):
+        assert config[group].keys() == full[group].keys()
+    assert config.train.num_steps == 6
 
 
 def test_every_family_is_found():
@@ -292,6 +329,7 @@ def test_every_photograph_fits_a_canvas(family):
         ("faster_rcnn_resnet50_c4", "init=coco", r"init='coco' is unknown; choose one of imagenet, detector"),
         ("faster_rcnn_vgg16", "data=kitti", r"data='kitti' is unknown; choose one of coco, voc"),
         ("faster_rcnn_vgg16", "weights=caffe", r"weights='caffe' is unknown; choose one of detectron, torch"),
+        ("scenes", "size=small", r"size='small' is unknown; choose one of full, tiny"),
         ("faster_rcnn_vgg_cnn_m_1024", "batch_size=0", r"batch_size=0: write a positive number"),
         ("faster_rcnn_vgg16", "legacy=caffe", r"legacy='caffe' is unknown; choose one of none, detectron"),
     ],

@@ -7,40 +7,11 @@ from configs import faster_rcnn_mobilenet_v2_fpn, scenes
 from klbox_jax.models.build import build_model
 from klbox_jax.structures import Batch, GroundTruth
 
-THIN = {
-    "model.backbone": {
-        "name": "resnet",
-        "stem_features": 8,
-        "stage_features": (8, 8, 16),
-        "stage_blocks": (1, 1, 1),
-        "group_size": 4,
-    },
-    "model.fpn": {"features": 16, "levels": (3, 4), "extra_levels": 0},
-    "model.rpn.features": 16,
-    "model.rpn.levels": (3, 4),
-    "model.rpn.anchor_sizes": ((16.0, 26.0), (40.0, 60.0)),
-    "model.rpn.pre_nms_topk": (64, 32),
-    "model.rpn.post_nms_topk": (48, 32),
-    "model.rpn.batch_size_per_image": 32,
-    "model.box_head.features": 32,
-    "model.box_pooler.resolution": 4,
-    "model.roi_heads.batch_size_per_image": 16,
-    "model.iou_head.features": 16,
-    "model.iou_head.batch_size_per_image": 8,
-    "postprocess.pre_nms_topk": 64,
-    "postprocess.detections_per_image": 20,
-    # An untrained network is sure of nothing, and still has to answer.
-    "postprocess.score_threshold": 0.0,
+# The network of `size=tiny`, for configs of other families.
+TINY_NETWORK = {
+    name: value for name, value in scenes.TINY.items() if name.startswith(("model.", "postprocess."))
 }
-THIN_SCENES = THIN | {
-    "data.num_images": {"train": 24, "validation": 8, "calibration": 8, "test": 8},
-    "train.batch_size": 4,
-    "train.num_steps": 6,
-    "train.save_every": 3,
-    "train.log_every": 1,
-    "evaluation.batch_size": 4,
-}
-THIN_COCO = THIN | {
+TINY_COCO = TINY_NETWORK | {
     "model.rpn.anchor_sizes": ((16.0, 23.0), (32.0, 45.0)),
     "model.box_pooler.levels": (3, 4),
     "model.box_pooler.canonical_level": 4,
@@ -56,27 +27,19 @@ THIN_COCO = THIN | {
 
 
 def _override(config, fields):
-    config.lock()
-    for name, value in fields.items():
-        *groups, last = name.split(".")
-        group = config
-        for part in groups:
-            group = group[part]
-        with group.unlocked():
-            group[last] = value
-    return config
+    config.update_from_flattened_dict(fields)
+    return config.lock()
 
 
 def scenes_config(arg=None, **fields):
-    """configs/scenes.py made thin; fields are dotted names with values, such as `{"train.num_steps": 3}`."""
-    return _override(scenes.get_config(arg), THIN_SCENES | fields)
+    """The tiny variant of configs/scenes.py; fields are dotted names with values: `{"train.num_steps": 3}`."""
+    return _override(scenes.get_config(f"size=tiny,{arg or ''}"), fields)
 
 
 def coco_config(root, arg=None, **fields):
-    """configs/faster_rcnn_mobilenet_v2_fpn.py over a thin ResNet and small canvases."""
-    return _override(
-        faster_rcnn_mobilenet_v2_fpn.get_config(arg), THIN_COCO | {"data.root": str(root)} | fields
-    )
+    """configs/faster_rcnn_mobilenet_v2_fpn.py over a tiny ResNet and small canvases."""
+    config = faster_rcnn_mobilenet_v2_fpn.get_config(arg)
+    return _override(config, TINY_COCO | {"data.root": str(root)} | fields)
 
 
 def thin_model(arg=None, *, num_classes=3, **fields):

@@ -5,13 +5,14 @@ import shlex
 import pytest
 from absl.testing import flagsaver
 
+from configs.scenes import TINY
 from experiments import networks, rows, runs, table2, table3, table5, table6, tables
 from experiments.mask_scenes import get_config
 from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.models.build import build_model
 from klbox_jax.report.tables import METRICS
 from klbox_jax.train import loop
-from tests.thin import THIN_SCENES, scenes_config
+from tests.thin import scenes_config
 
 TABLES = {module.TABLE.name: module for module in (table2, table3, table5, table6)}
 FILES = {"data_root": "photographs", "init_weights": "w.pkl", "init_weights_vgg_cnn_m_1024": "m.pkl"}
@@ -177,7 +178,7 @@ def thin_table(tmp_path_factory):
             config.data.mask_size = full.data.mask_size
             config.model.mask_head = full.model.mask_head
             config.model.mask_head.update(features=8, num_convs=1)
-        assert set(THIN_SCENES) & {"model.mask_head", "data.mask_size"} == set()
+        assert set(TINY) & {"model.mask_head", "data.mask_size"} == set()
         return config
 
     with pytest.MonkeyPatch.context() as patch:

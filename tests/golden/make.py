@@ -1,4 +1,4 @@
-"""Writes the golden files of this folder: what torchvision's own functions answer to small seeded inputs.
+"""Writes the .npz files of this folder: what torchvision's own functions answer to small seeded inputs.
 
     python tests/golden/make.py
 

@@ -37,7 +37,7 @@ VARIANTS = {
     "faster_rcnn_vgg16": VGG16,
     "faster_rcnn_vgg_cnn_m_1024": (*LOSS_AND_VOTING, *PHOTOGRAPHS),
     "mask_rcnn_resnet50_fpn": RESNET_FPN,
-    "scenes": (*LOSS_AND_VOTING, "noise_scale=2", "noise_scale=0.5"),
+    "scenes": (*LOSS_AND_VOTING, "noise_scale=2", "noise_scale=0.5", "size=full", "size=tiny"),
     "torchvision": ("model=fasterrcnn_resnet50_fpn", "model=maskrcnn_resnet50_fpn"),
 }
 
