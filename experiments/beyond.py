@@ -179,7 +179,7 @@ def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
         check_stored(file, settings[name])
     missing = {name: settings[name] for name, file in files.items() if not file.exists()}
     if missing:
-        job.check(missing.values(), train=False, evaluate=True)
+        job.check(missing.values())
         Evaluation(job, missing)(jax.device_put(params, distributed.replicated(job.mesh)), step)
     entries = [
         row.labels() | {"settings": dict(row.settings)} | read_json(files[row.name]) | {"steps": step}

@@ -253,7 +253,7 @@ class Faults:
         checkpoints = Workdir(run).checkpoints
         name = damage(checkpoints / str(NUM_STEPS), self.rng, how=how)
         self._go_on(run, NUM_STEPS - SAVE_EVERY)
-        if "is not sound and is passed over" not in self._log.read_text("utf-8", "replace"):
+        if "is not sound and is skipped" not in self._log.read_text("utf-8", "replace"):
             self._fail(f"{self._log.name}: does not warn of {name}")
         if not (checkpoints / f"{NUM_STEPS}.unsound").is_dir():
             self._fail(f"{run.name}: the damaged checkpoint is not put aside")

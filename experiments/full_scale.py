@@ -51,12 +51,12 @@ def ours(*, train: bool) -> dict[str, float]:
 
     from experiments.model_report import example_batch
     from experiments.runs import load_config
+    from klbox_jax.compilation import give_back_freed_memory
     from klbox_jax.distributed import make_mesh
     from klbox_jax.evaluation.eval_step import compile_eval_step
     from klbox_jax.models.build import build_model
     from klbox_jax.postprocess.settings import PostprocessSettings
     from klbox_jax.train.init_or_restore import dummy_batch
-    from klbox_jax.train.loop import give_back_freed_memory
     from klbox_jax.train.optimizer import build_optimizer
     from klbox_jax.train.step import compile_train_step, create_state
 

@@ -72,7 +72,7 @@ def write_small_checkpoint(workdir: Workdir, output: pathlib.Path) -> dict[str, 
         "data": {
             "name": source.name,
             "images": len(source.records),
-            "fingerprint": getattr(source, "fingerprint", None),
+            "fingerprint": source.fingerprint,
         },
         "postprocess": dataclasses.asdict(predictor.settings),
         "metrics": scores,

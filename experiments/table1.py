@@ -109,7 +109,7 @@ def meta_of(source: Source) -> dict[str, object]:
     return {
         "preset": runs.PRESET.value,
         "data": source.name,
-        "data_fingerprint": getattr(source, "fingerprint", None),
+        "data_fingerprint": source.fingerprint,
         "machine": runs.machine(),
     }
 

@@ -1,4 +1,4 @@
-"""Runs a program's `main`: logging, flags, and errors of the user as one line."""
+"""Runs the `main` of a program: logging, flags, and user errors as one line."""
 
 import logging as python_logging
 import os
@@ -11,10 +11,10 @@ from klbox_jax.errors import CheckpointError, Preempted
 
 
 def report_user_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-    """Wraps a program's main so that it ends in one line for whatever can be told in one.
+    """Wraps a program's main so that it prints user errors as one line instead of a traceback.
 
-    The status is 0 where all is done, 1 where config, data, weights or folder are wrong, 143 after SIGTERM and 130
-    after SIGINT.
+    The exit status is 0 on success, 1 if config, data, weights or folder are wrong, 143 after SIGTERM and 130 after
+    SIGINT.
     """
 
     def wrapped(argv: list[str]) -> None:
@@ -36,7 +36,7 @@ def report_user_errors(main: Callable[[list[str]], None]) -> Callable[[list[str]
 
 
 def set_up_logging() -> None:
-    """Shows this package's messages, and of its chattier libraries only errors."""
+    """Shows the messages of this package, and only errors of libraries that log much."""
     logging.set_verbosity(logging.INFO)
     libraries = ("orbax", "grain", "tensorflow_datasets", "etils", "/jax/_src/")
 
@@ -49,7 +49,7 @@ def set_up_logging() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; an unknown field of the config ends in one line instead of a traceback."""
+    """Parses the command line; prints errors, such as an unknown config field, as one line."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, TypeError, OSError) as error:

@@ -1,7 +1,8 @@
-"""One program from one device to many hosts: start-up, the mesh, and where arrays lie on it.
+"""Start-up of several processes, the device mesh, and the placement of arrays on it.
 
-The mesh has the single axis `data`. Parameters are replicated and batches are cut along their first axis, so
-that a compiled step sees global arrays and the compiler inserts the reductions.
+The same program runs on one device and on many hosts. The mesh has the single axis `data`. Parameters are replicated
+and batches are split along their first axis. So a compiled step sees global arrays, and the compiler inserts the
+reductions.
 """
 
 import os
@@ -11,30 +12,30 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Where launchers say how many processes they started; jax.distributed reads the rest from them.
+# Variables in which launchers give the number of processes; jax.distributed reads the rest from the launcher.
 _LAUNCHER_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
-# A process that was not heard of for so long is taken for dead, and the others stop.
+# A process without a heartbeat for this time counts as dead, and the others stop.
 HEARTBEAT_TIMEOUT_SECONDS = 30
 
 
 def initialize(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of this run, if several were announced; otherwise does nothing.
+    """Connects the processes of a run if there are several; otherwise does nothing.
 
-    Call it before anything touches a device. Processes are announced by the arguments, by the variables
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, by Slurm or Open MPI, or by the list
-    of workers of a TPU slice.
+    Call it before anything touches a device. The number of processes comes from the arguments, from the variables
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, from Slurm or Open MPI, or from the list of
+    workers of a TPU slice.
 
     Args:
         coordinator_address: `host:port` of process 0, the same in every process.
-        num_processes: how many processes take part.
+        num_processes: number of processes.
         process_id: rank of this process, from 0.
 
     Raises:
-        ValueError: several processes are announced, but their number, this one's rank or the address of the
-            first is missing.
+        ValueError: there are several processes, but their number, the rank of this one or the address of process 0
+            is missing.
     """
     num_processes = _integer("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _integer("JAX_PROCESS_ID") if process_id is None else process_id
@@ -51,7 +52,7 @@ def initialize(
     missing = [name for name, value in named.items() if value is None]
     if missing and not by_launcher:
         raise ValueError(
-            f"several processes are announced, but {', '.join(missing)} is not given; set all of "
+            f"the run has several processes, but {', '.join(missing)} is not given; set all of "
             f"{', '.join(named)}, or none of them to run a single process"
         )
     jax.distributed.initialize(
@@ -70,7 +71,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: the first axis is dealt to the devices."""
+    """Returns the sharding of a batch: the first axis is split among the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
@@ -78,14 +79,14 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's rows of a batch on its devices.
 
     Args:
-        batch: pytree of NumPy arrays, each with this process's share of the global batch as its first axis.
+        batch: pytree of NumPy arrays; their first axis is this process's share of the global batch.
         mesh: the mesh of `make_mesh`.
 
     Returns:
-        The same pytree of global arrays, whose first axis is the global batch in the order of the processes.
+        The same pytree of global arrays; their first axis is the global batch in the order of the processes.
 
     Raises:
-        ValueError: the rows cannot be dealt evenly to this process's devices.
+        ValueError: the rows cannot be split evenly among this process's devices.
     """
     sharding = batch_sharding(mesh)
     num_devices = len(mesh.local_devices)
@@ -102,11 +103,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Returns the pytree of NumPy arrays in every process, each whole along its first axis.
+    """Returns a pytree of whole NumPy arrays in every process; with several processes, all of them must call it.
 
     Args:
-        tree: pytree of global arrays that are cut along their first axis, or of NumPy arrays which are this
-            process's share of such ones. With several processes, all of them call it.
+        tree: pytree of global arrays that are split along their first axis, or of NumPy arrays that are this process's
+            share of such arrays.
     """
     if jax.process_count() == 1:
         return jax.device_get(tree)
@@ -128,5 +129,5 @@ def _tpu_workers() -> int:
 
 
 def is_writer() -> bool:
-    """True in the one process of a run that writes files."""
+    """Returns True in process 0, the only one of a run that writes files."""
     return jax.process_index() == 0

@@ -1,21 +1,21 @@
-"""Exceptions whose message is one sentence for the user: the file or field, the reason, the remedy."""
+"""Exceptions with a message for the user: one sentence with the file or field, the reason and the remedy."""
 
 import signal
 
 
 class WorkdirError(ValueError):
-    """The folder cannot be used for this run; the message names the folder and the remedy."""
+    """A folder or file cannot be used for this run; the message names it and the remedy."""
 
 
 class CheckpointError(RuntimeError):
     """Checkpoints cannot be used; the message names the folder and the remedy."""
 
 
-class Preempted(Exception):  # noqa: N818 (nothing went wrong)
-    """The run was told to stop, and has; the message says where it stands.
+class Preempted(Exception):  # noqa: N818 (it is no error)
+    """A signal stopped the run; the message says at which point.
 
     Attributes:
-        status: what the process should exit with, 128 and the number of the signal, as shells have it.
+        status: exit status for the process: 128 plus the number of the signal, the convention of shells.
     """
 
     def __init__(self, signal_number: int, where: str):

@@ -1,4 +1,4 @@
-"""Reads and writes files: JSON, whole-file writes, the cache folder, and errors of one sentence.
+"""Reads and writes files: JSON, atomic writes, the cache folder, and errors as one sentence.
 
 Every part of the package may use it.
 """
@@ -17,7 +17,7 @@ from klbox_jax.errors import WorkdirError
 
 @contextlib.contextmanager
 def as_workdir_error(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what a full disk, or a place that cannot be written to, raises inside the block into a `WorkdirError`."""
+    """Turns an OSError inside the block, such as of a full disk or a read-only folder, into a `WorkdirError`."""
     try:
         yield
     except OSError as error:
@@ -28,12 +28,12 @@ def as_workdir_error(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file whole or not at all: a reader, or a kill, sees the old file or the new one.
+    """Writes a JSON file atomically: readers see the old file or the new one, also after a kill.
 
-    NumPy numbers and arrays are written as plain ones. Makes the folder where it is missing.
+    NumPy numbers and arrays are written as plain ones. Makes the folder if it is missing.
 
     Raises:
-        ValueError: the value holds something that JSON has no form for, NaN and infinity included.
+        ValueError: the value has a part that JSON cannot represent, such as NaN or infinity.
         WorkdirError: the disk is full, or the folder cannot be written to.
     """
     path = pathlib.Path(path)
@@ -41,7 +41,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces the text of a file in one step; raises WorkdirError where that is not possible."""
+    """Replaces the text of a file in one step; raises WorkdirError if that is not possible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with as_workdir_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its content is not JSON; names the file.
+        ValueError: its content is not JSON; the message names the file.
     """
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def to_json(value: Any, path: pathlib.Path) -> str:
-    """Returns JSON text; NumPy numbers and arrays become plain ones. Raises ValueError, naming `path`, for others."""
+    """Returns JSON text, with NumPy numbers and arrays as plain ones; ValueError for other types names `path`."""
     try:
         return json.dumps(value, indent=2, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
@@ -83,5 +83,5 @@ def _plain(value: Any) -> Any:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where this user's prepared data sets and compiled programs are kept."""
+    """Returns the folder of this user's prepared data sets and compiled programs."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "klbox_jax"

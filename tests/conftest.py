@@ -6,7 +6,8 @@ import os
 import jax
 import pytest
 from absl import flags
-from jax.sharding import AxisType
+
+from tests.meshes import mesh_of
 
 
 def pytest_configure(config):
@@ -39,7 +40,13 @@ def one_device(request):
     # Not at the top, for jaxtyping wraps what is imported after this file.
     from klbox_jax import distributed
 
-    one = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(AxisType.Auto,))
+    one = mesh_of(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "make_mesh", lambda: one)
         yield
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory, request):
+    """A folder that the tests of a module share."""
+    return tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])

@@ -17,7 +17,7 @@ from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.init_or_restore import dummy_batch
-from klbox_jax.train.optimizer import learning_rate_schedule, make_optimizer
+from klbox_jax.train.optimizer import build_optimizer, make_optimizer
 from klbox_jax.weights import detectron_names, torchvision_names
 from klbox_jax.weights.provenance import check_provenance
 from klbox_jax.weights.restricted_unpickler import WeightFileError
@@ -262,13 +262,8 @@ def test_parameters_are_those_that_were_published(family, arg, classes, expected
 def test_schedules_are_those_of_their_sources(family, arg, steps, rate):
     config = get_config(family, arg)
     assert config.train.num_steps == steps
-    schedule = learning_rate_schedule(
-        global_batch=config.train.batch_size,
-        total_steps=steps,
-        **{
-            name: config.optimizer[name]
-            for name in ("learning_rate", "warmup_steps", "warmup_factor", "decay_at", "decay_factor")
-        },
+    _, schedule = build_optimizer(
+        config.optimizer, batch_size=config.train.batch_size, accumulate_steps=1, total_steps=steps
     )
     fractions = (2 / 3, 8 / 9) if "resnet" in family else (5 / 7,)
     assert float(schedule(0)) == pytest.approx(rate / 3)

@@ -1,32 +1,17 @@
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-import textwrap
-
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from klbox_jax import distributed
+from tests.programs import LAUNCHER_VARIABLES, finish, free_address, start_python
 
 pytestmark = pytest.mark.four_devices
-
-VARIABLES = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-    "SLURM_NTASKS",
-    "OMPI_COMM_WORLD_SIZE",
-    "TPU_WORKER_HOSTNAMES",
-)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    for name in VARIABLES:
+    for name in LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **settings: calls.append(arguments))
@@ -87,7 +72,7 @@ def test_mesh_and_shardings():
     assert distributed.batch_sharding(mesh).spec == PartitionSpec("data")
 
 
-def test_put_batch_deals_the_rows_to_the_devices():
+def test_put_batch_splits_the_rows_among_the_devices():
     mesh = distributed.make_mesh()
     batch = {
         "images": np.arange(8 * 2 * 3, dtype=np.uint8).reshape(8, 2, 3),
@@ -146,32 +131,10 @@ TWO_PROCESSES = """
 
 
 def test_two_processes_share_a_batch_and_its_checkpoints(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | {
-        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-    }
-    command = [sys.executable, "-c", textwrap.dedent(TWO_PROCESSES), str(tmp_path)]
+    variables = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2"}
     processes = [
-        subprocess.Popen(
-            command,
-            env=environment | {"JAX_PROCESS_ID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start_python("-c", TWO_PROCESSES, tmp_path, devices=2, **variables, JAX_PROCESS_ID=str(rank))
         for rank in range(2)
     ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for rank, output in enumerate(outputs):
-        assert f"done {rank}" in output, output
+    for rank, (output, errors) in enumerate(finish(*processes, timeout=120)):
+        assert f"done {rank}" in output, errors

@@ -1,10 +1,5 @@
 """Bad input ends in one clear line and a status that is not zero."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from klbox_jax.cli import report_user_errors
@@ -12,24 +7,18 @@ from klbox_jax.files import read_json, write_json
 from klbox_jax.main import run
 from klbox_jax.train.workdir import Workdir
 from tests.coco_folder import content, write_annotations, write_folder
+from tests.programs import exit_code_of, run_python
 from tests.thin import coco_config
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def root(tmp_path):
+def pond(tmp_path):
     return write_folder(tmp_path / "pond", images_per_shape=1)
 
 
-def error_of(config, tmp_path, **arguments):
-    """The one line that a program prints which runs this config, and with which it exits."""
-    program = report_user_errors(
-        lambda argv: run(config, str(tmp_path / "run"), "train_and_eval", **arguments)
-    )
-    with pytest.raises(SystemExit) as caught:
-        program(["program"])
-    message = caught.value.code
+def error_of(config, tmp_path, mode="train_and_eval"):
+    """The error that a program prints in one line before it exits."""
+    message = exit_code_of(config, tmp_path / "run", mode)
     assert isinstance(message, str)  # which makes the status 1
     first, *rest = message.splitlines()
     assert first.startswith("error: ")
@@ -37,11 +26,11 @@ def error_of(config, tmp_path, **arguments):
     return message
 
 
-def broken(root, tmp_path, change):
+def broken(pond, tmp_path, change):
     annotations = content("train", images_per_shape=1)
     change(annotations)
-    path = write_annotations(root, "train", annotations)
-    message = error_of(coco_config(root), tmp_path)
+    path = write_annotations(pond, "train", annotations)
+    message = error_of(coco_config(pond), tmp_path)
     assert message.startswith(f"error: {path}: ")
     assert len(message.splitlines()) == 2
     assert not (tmp_path / "run").exists()
@@ -54,66 +43,66 @@ def test_a_missing_folder(tmp_path):
     assert "config.data.root is empty" in error_of(coco_config(""), tmp_path)
 
 
-def test_annotations_that_are_not_json(root, tmp_path):
-    path = write_annotations(root, "train", '{"images": [')
-    assert error_of(coco_config(root), tmp_path).startswith(f"error: {path} is not valid JSON")
+def test_annotations_that_are_not_json(pond, tmp_path):
+    path = write_annotations(pond, "train", '{"images": [')
+    assert error_of(coco_config(pond), tmp_path).startswith(f"error: {path} is not valid JSON")
 
 
-def test_a_missing_key(root, tmp_path):
-    message = broken(root, tmp_path, lambda content: content["annotations"][2].pop("bbox"))
+def test_a_missing_key(pond, tmp_path):
+    message = broken(pond, tmp_path, lambda content: content["annotations"][2].pop("bbox"))
     assert "annotations[2] (id 3) has no 'bbox'" in message
 
 
-def test_a_box_without_size(root, tmp_path):
-    message = broken(root, tmp_path, lambda content: content["annotations"][1].update(bbox=[3, 4, 0, 9]))
+def test_a_box_without_size(pond, tmp_path):
+    message = broken(pond, tmp_path, lambda content: content["annotations"][1].update(bbox=[3, 4, 0, 9]))
     assert "annotation 2 has a box with no positive width and height: [3, 4, 0, 9] in image 1" in message
 
 
-def test_an_unknown_category(root, tmp_path):
-    message = broken(root, tmp_path, lambda content: content["annotations"][0].update(category_id=99))
+def test_an_unknown_category(pond, tmp_path):
+    message = broken(pond, tmp_path, lambda content: content["annotations"][0].update(category_id=99))
     assert "annotation 1 has category_id 99, which 'categories' does not list" in message
 
 
-def test_a_file_name_that_leads_out(root, tmp_path):
-    message = broken(root, tmp_path, lambda content: content["images"][0].update(file_name="../secret.png"))
+def test_a_file_name_that_leads_out(pond, tmp_path):
+    message = broken(pond, tmp_path, lambda content: content["images"][0].update(file_name="../secret.png"))
     assert "'../secret.png' of image 1 does not stay in the image folder" in message
 
 
-def test_a_missing_image(root, tmp_path):
-    (root / "train" / "1.png").unlink()
-    message = error_of(coco_config(root), tmp_path)
+def test_a_missing_image(pond, tmp_path):
+    (pond / "train" / "1.png").unlink()
+    message = error_of(coco_config(pond), tmp_path)
     assert "image 2 is unusable" in message
-    assert str(root / "train" / "1.png") in message
+    assert str(pond / "train" / "1.png") in message
 
 
-def test_a_truncated_image_of_the_evaluation_set(root, tmp_path):
-    path = root / "valid" / "2.png"
+def test_a_truncated_image_of_the_evaluation_set(pond, tmp_path):
+    path = pond / "valid" / "2.png"
     path.write_bytes(path.read_bytes()[:-500])
-    message = error_of(coco_config(root), tmp_path)
+    message = error_of(coco_config(pond), tmp_path)
     assert "image 3 is unusable" in message
     assert str(path) in message
     assert not (tmp_path / "run").exists()
 
 
-def test_more_objects_than_slots(root, tmp_path):
-    message = error_of(coco_config(root, **{"data.max_gt": 1}), tmp_path)
-    assert f"{root / 'train' / '0.png'} (image 1) has 2 objects, but max_gt is 1" in message
+def test_more_objects_than_slots(pond, tmp_path):
+    message = error_of(coco_config(pond, **{"data.max_gt": 1}), tmp_path)
+    assert f"{pond / 'train' / '0.png'} (image 1) has 2 objects, but max_gt is 1" in message
 
 
-def test_other_classes_in_the_evaluation_set(root, tmp_path):
+def test_other_classes_in_the_evaluation_set(pond, tmp_path):
     annotations = content("valid", images_per_shape=1)
     annotations["categories"] = [{"id": 3, "name": "fish"}, {"id": 7, "name": "shark"}]
-    write_annotations(root, "valid", annotations)
+    write_annotations(pond, "valid", annotations)
     assert "has the classes ('fish', 'ray'), but pond/valid has ('fish', 'shark')" in error_of(
-        coco_config(root), tmp_path
+        coco_config(pond), tmp_path
     )
 
 
-def test_a_workdir_of_another_config(root, tmp_path):
-    Workdir(tmp_path / "run").prepare(coco_config(root).to_dict())
-    message = error_of(coco_config(root, **{"optimizer.learning_rate": 0.5}), tmp_path)
+def test_a_workdir_of_another_config(pond, tmp_path):
+    Workdir(tmp_path / "run").prepare(coco_config(pond).to_dict())
+    message = error_of(coco_config(pond, **{"optimizer.learning_rate": 0.5}), tmp_path)
     assert message.startswith(f"error: {tmp_path / 'run'} belongs to a run with another config:")
-    before = coco_config(root).optimizer.learning_rate
+    before = coco_config(pond).optimizer.learning_rate
     assert f"\n  optimizer.learning_rate: was {before}, now 0.5\n" in message
 
 
@@ -130,8 +119,8 @@ def test_a_workdir_of_another_config(root, tmp_path):
         ("data.canvases", ((64, 64),), "fits none of the canvases ((64, 64),)"),
     ],
 )
-def test_fields_out_of_range(root, tmp_path, field, value, message):
-    assert message in error_of(coco_config(root, **{field: value}), tmp_path)
+def test_fields_out_of_range(pond, tmp_path, field, value, message):
+    assert message in error_of(coco_config(pond, **{field: value}), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -157,27 +146,19 @@ def test_fields_out_of_range(root, tmp_path, field, value, message):
         ),
     ],
 )
-def test_methods_that_do_not_go_together(root, tmp_path, variant, fields, message):
-    assert message in error_of(coco_config(root, variant, **fields), tmp_path)
+def test_methods_that_do_not_go_together(pond, tmp_path, variant, fields, message):
+    assert message in error_of(coco_config(pond, variant, **fields), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluating_a_folder_without_a_run(root, tmp_path):
-    config = coco_config(root)
-    program = report_user_errors(lambda argv: run(config, str(tmp_path / "run"), "eval"))
-    with pytest.raises(SystemExit) as caught:
-        program(["program"])
-    assert "has no checkpoint; train first" in caught.value.code
+def test_evaluating_a_folder_without_a_run(pond, tmp_path):
+    assert "has no checkpoint; train first" in error_of(coco_config(pond), tmp_path, "eval")
 
 
-def test_predicting_in_a_folder_without_a_run(root, tmp_path):
-    config = coco_config("", **{"predict.input": str(root / "train")})
-    program = report_user_errors(lambda argv: run(config, str(tmp_path / "run"), "predict"))
-    with pytest.raises(SystemExit) as caught:
-        program(["program"])
-    first, hint = caught.value.code.splitlines()
+def test_predicting_in_a_folder_without_a_run(pond, tmp_path):
+    config = coco_config("", **{"predict.input": str(pond / "train")})
+    first, _ = error_of(config, tmp_path, "predict").splitlines()
     assert first.startswith(f"error: {tmp_path / 'run'} is not the folder of a run")
-    assert hint.startswith("(set KLBOX_TRACEBACK=1")
 
 
 def test_an_unknown_mode(tmp_path):
@@ -185,17 +166,17 @@ def test_an_unknown_mode(tmp_path):
         run(coco_config(""), str(tmp_path / "run"), "detect")
 
 
-def test_training_keeps_the_classes(root, tmp_path, monkeypatch):
+def test_training_keeps_the_classes(pond, tmp_path, monkeypatch):
     monkeypatch.setattr("klbox_jax.main.train", lambda job, **arguments: None)
-    assert run(coco_config(root), str(tmp_path / "run"), "train") == {}
+    assert run(coco_config(pond), str(tmp_path / "run"), "train") == {}
     assert read_json(tmp_path / "run" / "classes.json") == {
         "names": ["fish", "ray"],
         "category_ids": [3, 7],
     }
     write_json(tmp_path / "run" / "classes.json", {"names": ["ray", "fish"], "category_ids": [3, 7]})
     with pytest.raises(ValueError, match="was trained on the classes"):
-        run(coco_config(root), str(tmp_path / "run"), "train")
-    assert run(coco_config(root), str(tmp_path / "run"), "train", allow_config_change=True) == {}
+        run(coco_config(pond), str(tmp_path / "run"), "train")
+    assert run(coco_config(pond), str(tmp_path / "run"), "train", allow_config_change=True) == {}
 
 
 def test_a_traceback_on_request(tmp_path, monkeypatch):
@@ -205,18 +186,10 @@ def test_a_traceback_on_request(tmp_path, monkeypatch):
 
 
 def command_line(*arguments):
-    process = subprocess.run(
-        [sys.executable, "-m", "klbox_jax.main", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode != 0
-    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, process.stderr
-    assert "Traceback" not in process.stderr
+    _, stderr = run_python("-m", "klbox_jax.main", *arguments, status=1)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
+    assert "Traceback" not in stderr
     return errors[0]
 
 
@@ -239,7 +212,7 @@ def test_the_command_line_names_missing_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"train.save_every": 0}, "config.train.save_every = 0 must be at least 1 step"),
         ({"train.log_every": -1}, "config.train.log_every = -1 must be at least 1 step"),
@@ -247,13 +220,13 @@ def test_the_command_line_names_missing_data(tmp_path):
         ({"train.num_steps": 0, "train.num_epochs": 0.0}, "with num_epochs = 0.0 is no training"),
     ],
 )
-def test_numbers_that_mean_nothing(root, tmp_path, fields, told):
-    assert told in error_of(coco_config(root, **fields), tmp_path)
+def test_numbers_that_mean_nothing(pond, tmp_path, fields, message):
+    assert message in error_of(coco_config(pond, **fields), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("mode", ["predict", "export", "calibrate"])
-def test_a_checkpoint_that_is_neither_the_last_nor_the_best(root, tmp_path, mode):
-    config = coco_config(root, **{"evaluation.checkpoint": "bset"})
+def test_a_checkpoint_that_is_neither_the_last_nor_the_best(pond, tmp_path, mode):
+    config = coco_config(pond, **{"evaluation.checkpoint": "bset"})
     with pytest.raises(ValueError, match=r"config\.evaluation\.checkpoint = 'bset' is unknown"):
         run(config, str(tmp_path / "run"), mode)

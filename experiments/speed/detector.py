@@ -19,7 +19,6 @@ from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.init_or_restore import dummy_batch
-from klbox_jax.train.loop import give_back_freed_memory
 from klbox_jax.train.optimizer import make_optimizer
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_train_step
@@ -158,11 +157,7 @@ class TrainStep:
 
     def __call__(self) -> None:
         """Runs a step to its end; raises FloatingPointError where its loss is not finite."""
-        is_first = not self._step._cache_size()
         self._state, scalars = self._step(self._state, self._batch)
-        if is_first:
-            # As in the training loop.
-            give_back_freed_memory()
         jax.block_until_ready(self._state)
         if not np.isfinite(scalars["total_loss"]):
             raise FloatingPointError("the loss of the training step is not finite")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from experiments.speed.measure import Measure, Sides
-from klbox_jax.train.loop import give_back_freed_memory
+from klbox_jax.compilation import give_back_freed_memory
 
 STEPS = 3
 SIDES = ("ours", "peer")

@@ -34,6 +34,7 @@ class CocoSource:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Sequence[Record]
+    fingerprint: str | None = None
     annotation_file: str
 
     def __init__(

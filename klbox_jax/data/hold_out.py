@@ -53,7 +53,7 @@ class Subset:
         self.name = name
         self.class_names, self.category_ids = source.class_names, source.category_ids
         self.records = [source.records[row] for row in self._rows]
-        self.fingerprint = getattr(source, "fingerprint", None)
+        self.fingerprint = source.fingerprint
 
     def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """Returns the decoded RGB image of `records[index]`; raises DataError."""

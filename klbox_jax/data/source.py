@@ -144,12 +144,14 @@ class Source(Protocol):
         class_names: name of each dense class index.
         category_ids: the data set's own category id of each dense class index.
         records: the annotation of each image, in a fixed order; held in memory.
+        fingerprint: digest of the content, for result files; None if there is none.
     """
 
     name: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Sequence[Record]
+    fingerprint: str | None
 
     def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """Returns the decoded RGB image of `records[index]`, of exactly the record's size."""

@@ -43,6 +43,7 @@ class TfdsSource:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Sequence[Record]
+    fingerprint: str | None = None
 
     def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike, report: Report = refuse):
         """Reads the split once, for its annotations and the sizes of its images; no image is decoded.

@@ -59,6 +59,7 @@ class VocSource:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     records: Sequence[Record]
+    fingerprint: str | None = None
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from klbox_jax.compilation import CountedJit
 from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
 from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
@@ -93,13 +94,13 @@ def detect_batch(
     return unscale(found, batch)
 
 
-def compile_eval_step(mesh: Mesh, **static) -> Callable:
+def compile_eval_step(mesh: Mesh, **static) -> CountedJit:
     """Returns `eval_step` jitted over the mesh: parameters on every device, the batch split among them."""
 
     def step(params, batch):
         return eval_step(params, batch, **static)
 
-    return jax.jit(
+    return CountedJit(
         step, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=batch_sharding(mesh)
     )
 

@@ -65,7 +65,7 @@ def find_source(run: Run, *, data_root: str | None = None) -> Any:
     # A checkpoint may have been evaluated on another split than the run's own; names end in the split.
     source = build_source(config, run.metrics.get("data", config.eval_split).rpartition("/")[2])
     fingerprint = run.metrics.get("data_fingerprint")
-    if fingerprint and fingerprint != getattr(source, "fingerprint", None):
+    if fingerprint and fingerprint != source.fingerprint:
         raise ValueError(
             f"{source.name} is not what {run.path} was evaluated on (its fingerprint differs); evaluate again"
         )

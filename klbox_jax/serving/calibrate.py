@@ -1,4 +1,4 @@
-"""`--mode=calibrate`: fits a factor to the stds of each edge, on images that are neither trained on nor reported."""
+"""`--mode=calibrate`: fits a factor for the stds of each edge, on images that no training or report uses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,23 +18,23 @@ from klbox_jax.train.job import Job
 from klbox_jax.train.run_evaluation import Evaluation
 from klbox_jax.train.workdir import current_versions
 
-# The share of labels within one std is known to 3 points of 100 from so many boxes: sqrt(.68 * .32 / 250).
+# With this many boxes, the standard error of the share of labels within one std is 3 %: sqrt(.68 * .32 / 250).
 ENOUGH_BOXES = 250
 
 
 def calibrate(job: Job, settings: PostprocessSettings, *, step: int | None = None) -> dict[str, Any]:
     """Fits the temperature of a checkpoint's stds under a post-processing, and writes it.
 
-    `calibration/<step>.json` in the workdir then has the temperature, which evaluations and predictions of this
-    checkpoint apply, and all that is needed to tell where it comes from; the last fit of a checkpoint counts.
+    The result is `calibration/<step>.json` in the workdir: the temperature, which evaluations and predictions of this
+    checkpoint apply, and its provenance. A later fit of the same checkpoint replaces it.
 
     Args:
         job: the run.
-        settings: the post-processing that detections are to be made with.
-        step: of the checkpoint; by default the newest that is sound.
+        settings: the post-processing of the detections.
+        step: step of the checkpoint; by default the newest sound one.
 
     Returns:
-        What is written, see `fit_temperatures`.
+        The content of the file; see `fit_temperatures`.
 
     Raises:
         ValueError, CheckpointError: see `fit_temperatures`.
@@ -65,20 +65,20 @@ def fit_temperatures(
     The images are those that `config.data.hold_out` kept out of the training, or else the `calibration_split`.
 
     Returns:
-        By the name of the settings what `klbox_jax.evaluation.temperature.calibrate_detections` returns, and `step`,
-        `seed`, `data`, `data_fingerprint`, `postprocess` and `versions`.
+        For each name of the settings: the results of `klbox_jax.evaluation.temperature.calibrate_detections`, with
+        `step`, `seed`, `data`, `data_fingerprint`, `postprocess` and `versions`.
 
     Raises:
-        ValueError: the head has no variances, there are no images to calibrate on, or no detection is right.
+        ValueError: the head has no variances, there are no images to calibrate on, or no detection is correct.
         CheckpointError: there is no checkpoint.
     """
-    _check_is_the_run(job)
-    job.check(settings.values(), train=False, evaluate=True)
+    _check_same_training_data(job)
+    job.check(settings.values())
     loss = job.model.roi_heads.box_loss
     if not loss.has_variances:
         raise ValueError(
             f"config.model.box_loss = {loss.name!r} predicts no variances, so there is nothing to calibrate; train "
-            "with a loss that has them, such as kl"
+            "with a loss that predicts them, such as kl"
         )
     source, method = job.calibration_source, job.config.calibrate.method
     plan = EvalPlan(check_fits(source, job.preprocessing), batch_size=job.config.evaluation.batch_size)
@@ -92,7 +92,7 @@ def fit_temperatures(
             "step": step,
             "seed": job.config.seed,
             "data": source.name,
-            "data_fingerprint": getattr(source, "fingerprint", None),
+            "data_fingerprint": source.fingerprint,
             "postprocess": vars(settings[name]),
             "versions": current_versions(),
         }
@@ -106,8 +106,8 @@ def fit_temperatures(
     return found
 
 
-def _check_is_the_run(job: Job) -> None:
-    """Raises ValueError where the config tells of another training than the run's own, by which it is judged."""
+def _check_same_training_data(job: Job) -> None:
+    """Raises ValueError if the training split or the hold-out differs from the one stored in the run."""
     if not job.workdir.config.exists():
         return
     trained = {"hold_out": 0.0} | read_json(job.workdir.config)["data"]
@@ -116,5 +116,5 @@ def _check_is_the_run(job: Job) -> None:
         if trained[field] != given[field]:
             raise ValueError(
                 f"config.data.{field} = {given[field]!r}, but {job.workdir.path} was trained with "
-                f"{trained[field]!r}, which tells what may be calibrated on; calibrate with that value, or train anew"
+                f"{trained[field]!r}, which decides the calibration images; calibrate with that value, or train again"
             )

@@ -4,13 +4,13 @@
 
 writes into `config.export.output`, by default `export/<step>` in the workdir:
 
-    detector_<height>x<width>.stablehlo   for each canvas, from pixels to detections, suppression and voting included
-    weights.safetensors                   the parameters, which the programs take as an argument
-    model.json                            versions, classes, and the meaning of what goes in and comes out
+    detector_<height>x<width>.stablehlo   one for each canvas: from pixels to detections, with suppression and voting
+    weights.safetensors                   the parameters, an argument of the programs
+    model.json                            versions, classes, and the meaning of inputs and outputs
     load_detector.py                      loads the folder; needs jax, numpy and flatbuffers, not this package
 
-A program keeps jax's promise for exported ones: later versions of jax read it for six months at least. The weights
-are to be kept, the programs to be used.
+jax guarantees that its later versions read an exported program for at least six months. So the weights are for
+keeping, the programs for using now.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ OUTPUTS = {
     "boxes": "float32 [batch, n, 4]: x1, y1, x2, y2 in pixels of the file, best score first",
     "scores": "float32 [batch, n]: probability of the class, after suppression",
     "classes": "int32 [batch, n]: index into classes",
-    "valid": "bool [batch, n]: False for a row that is not used",
+    "valid": "bool [batch, n]: False for an unused row",
     "box_stds": "float32 [batch, n, 4]: standard deviation of each edge in pixels of the file",
     "masks": "float32 [batch, n, m, m]: probability of each cell of the box, which the cells divide evenly",
 }
@@ -69,27 +69,26 @@ def export(
 ) -> pathlib.Path:
     """Exports a checkpoint of a run.
 
-    The last file written is model.json: where it stands, the export is whole.
+    The last file written is model.json: if it exists, the export is complete.
 
     Args:
-        job: its workdir holds the detector; its config has the fields of `export`.
+        job: the run; its config has the fields of `export`.
         settings: the post-processing inside the programs.
         output: the folder; by default that of the config.
-        step: of the checkpoint; by default the newest that is sound.
+        step: step of the checkpoint; by default the newest sound one.
 
     Returns:
         The folder.
 
     Raises:
         ValueError: a field of `config.export` is wrong; the folder cannot be made; the config describes another
-            detector than that of the workdir; or as `load`.
+            detector than that of the workdir; or see `load`.
         CheckpointError: there is no sound checkpoint.
     """
     fields = job.config.export
     _check_fields(fields)
     predictor = load(job.workdir.path, step=step, settings=settings)
     check_same_detector(job.config, predictor)
-    canvases = tuple(map(tuple, [fields.canvas] if fields.canvas else predictor.preprocessing.canvases))
     default = job.workdir.path / "export" / str("shipped" if predictor.step is None else predictor.step)
     folder = pathlib.Path(output or fields.output or default)
     try:
@@ -101,23 +100,14 @@ def export(
         ) from None
     metadata = model_metadata(predictor.model) | {"step": str(predictor.step)}
     save_params(folder / WEIGHTS, predictor.params, metadata=metadata, dtype=fields.weights_dtype)
-    programs = []
-    for height, width in canvases:
-        program = export_program(
-            predictor, canvas=(height, width), batch_size=fields.batch_size, platforms=fields.platforms
-        )
-        name = f"detector_{height}x{width}.stablehlo"
-        (folder / name).write_bytes(program.serialize())
-        programs.append({"file": name, "canvas": (height, width)})
-        logging.info("%s: %.1f MB", folder / name, (folder / name).stat().st_size / 1e6)
+    programs = _write_programs(folder, predictor, fields)
     shutil.copyfile(exported_detector.__file__, folder / "load_detector.py")
-    files = [WEIGHTS, *(each["file"] for each in programs)]
+    files = [WEIGHTS, *(each["file"] for each in programs["programs"])]
     info = _describe(predictor) | {
         "outputs": {name: OUTPUTS[name] for name in _output_names(predictor)},
         "batch_size": fields.batch_size,
         "platforms": fields.platforms,
-        "calling_convention_version": program.calling_convention_version,
-        "programs": programs,
+        **programs,
         "weights": WEIGHTS,
         "weights_dtype": fields.weights_dtype,
         "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files},
@@ -127,12 +117,26 @@ def export(
     return folder
 
 
+def _write_programs(folder: pathlib.Path, predictor: Predictor, fields: Any) -> dict[str, Any]:
+    """Writes the program of each canvas; returns the fields of model.json that describe them."""
+    programs = []
+    for height, width in [fields.canvas] if fields.canvas else predictor.preprocessing.canvases:
+        program = export_program(
+            predictor, canvas=(height, width), batch_size=fields.batch_size, platforms=fields.platforms
+        )
+        name = f"detector_{height}x{width}.stablehlo"
+        (folder / name).write_bytes(program.serialize())
+        programs.append({"file": name, "canvas": (height, width)})
+        logging.info("%s: %.1f MB", folder / name, (folder / name).stat().st_size / 1e6)
+    return {"programs": programs, "calling_convention_version": program.calling_convention_version}
+
+
 def export_program(
     predictor: Predictor, *, canvas: tuple[int, int], batch_size: int, platforms: Sequence[str]
 ) -> jax.export.Exported:
-    """Returns the program for one canvas, which takes `INPUTS` (the first by position) and returns `OUTPUTS`.
+    """Returns the program for one canvas; it takes `INPUTS` (the first by position) and returns `OUTPUTS`.
 
-    One program serves all platforms: it has each one's variant where they differ.
+    One program serves all platforms: it has a variant for each where they differ.
     """
     params = {"/".join(name): value for name, value in flatten_dict(predictor.params).items()}
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
@@ -160,7 +164,7 @@ def _detect(
         scale=scale,
         image_id=jnp.zeros(size, jnp.int32),
         valid=jnp.ones(size, bool),
-        # Nothing reads it.
+        # The eval step does not read the ground truth.
         gt=GroundTruth(
             boxes=jnp.zeros((size, 1, 4)),
             classes=jnp.zeros((size, 1), jnp.int32),
@@ -200,7 +204,7 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         "pixels": PIXELS,
         "inputs": INPUTS,
         "postprocess": dataclasses.asdict(predictor.settings),
-        # What a calibration found, and the programs multiply the deviations by.
+        # The temperature of a calibration; the programs multiply the stds by it.
         "box_stds_factors": None if predictor.temperature is None else predictor.temperature.tolist(),
     }
 
@@ -209,7 +213,7 @@ def _check_fields(fields: Any) -> None:
     unknown = [name for name in fields.platforms if name not in PLATFORMS]
     if unknown or not fields.platforms:
         raise ValueError(
-            f"config.export.platforms = {fields.platforms!r}: choose of {', '.join(PLATFORMS)}, one or more"
+            f"config.export.platforms = {fields.platforms!r}: choose one or more of {', '.join(PLATFORMS)}"
         )
     if fields.batch_size < 1:
         raise ValueError(f"config.export.batch_size = {fields.batch_size}: must be positive")

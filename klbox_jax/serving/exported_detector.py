@@ -1,14 +1,14 @@
-"""Finds objects with an exported detector. Needs jax, numpy and flatbuffers, and nothing else.
+"""Finds objects with an exported detector. Needs only jax, numpy and flatbuffers.
 
-This file lies in every exported folder, as load_detector.py:
+Every exported folder has a copy of this file, as load_detector.py:
 
     from load_detector import Detector
     detect = Detector("path/to/the/folder")
     found = detect(image)            # uint8 [height, width, 3], RGB
     found["boxes"], found["box_stds"], found["scores"], found["names"]
 
-What the arrays mean is told in the folder's model.json. Load only folders that you trust: a program that jax reads
-from a file may call whatever its libraries offer.
+The folder's model.json says what the arrays mean. Load only folders that you trust: a program that jax reads from a
+file may call any function of its libraries.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ class ModelError(ValueError):
 
 
 class Detector:
-    """An exported detector, to be called on images.
+    """An exported detector; call it on an image.
 
     Attributes:
         info: the content of model.json.
     """
 
     def __init__(self, folder: str | os.PathLike):
-        """Reads and checks a folder; a program is compiled when its first image comes.
+        """Reads and checks a folder; each program is compiled with its first image.
 
         Raises:
-            ModelError: a file is missing, damaged, or of another version than this file reads.
+            ModelError: a file is missing, damaged, or of a version that this file does not read.
         """
         self.folder = pathlib.Path(folder)
         self.info = _read_info(self.folder / "model.json")
@@ -60,9 +60,9 @@ class Detector:
         self._programs = {}
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the objects in one image, best first: the outputs that model.json describes, a row for each.
+        """Returns the objects in one image, best first: the outputs that model.json describes, one row per object.
 
-        Besides, `names` and `category_ids` of their classes.
+        `names` and `category_ids` of their classes are added.
 
         Args:
             image: uint8 [height, width, 3], RGB.
@@ -70,7 +70,7 @@ class Detector:
         return self.detect([image])[0]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Returns the objects in each image; as many images of one canvas as a program takes run together.
+        """Returns the objects in each image; images of the same canvas run in batches.
 
         Raises:
             ValueError: an image has another shape or type.
@@ -90,9 +90,10 @@ class Detector:
         return [found[index] for index in range(len(found))]
 
     def prepare(self, image: np.ndarray) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
-        """Returns the canvas for an image, and what the program reads of it: `images`, `image_size`, `scale`.
+        """Returns the canvas for an image, and the inputs of the program: `images`, `image_size`, `scale`.
 
-        The smallest canvas that holds the resized image; where none does, the one on which it can stay largest.
+        The canvas is the smallest one that holds the resized image. If none does, it is the one on which the image
+        stays largest.
         """
         if (
             getattr(image, "dtype", None) != np.uint8
@@ -126,7 +127,7 @@ class Detector:
 
     def _run(self, canvas: tuple[int, int], examples: list) -> dict[int, dict]:
         rows = [prepared for _, prepared in examples]
-        # The last one again, until the program has as many as it takes.
+        # The last image is repeated to fill the batch.
         rows += rows[-1:] * (self.info["batch_size"] - len(rows))
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         outputs = jax.device_get(self._program(canvas)(self._params, **batch))
@@ -158,13 +159,13 @@ class Detector:
         return jax.jit(exported.call)
 
     def _check_jax(self) -> None:
-        """Whether this jax, on this device, can run the programs."""
+        """Raises ModelError if this jax, on this device, cannot run the programs."""
         version = self.info["calling_convention_version"]
         low = jax.export.minimum_supported_calling_convention_version
         high = jax.export.maximum_supported_calling_convention_version
         if not low <= version <= high:
             raise ModelError(
-                f"{self.folder}: its programs have calling convention {version}, and jax {jax.__version__} knows "
+                f"{self.folder}: its programs have calling convention {version}, and jax {jax.__version__} reads "
                 f"{low} to {high}; install jax {self.info['jax']}, or export it again"
             )
         platform = jax.export.default_export_platform()
@@ -186,10 +187,10 @@ class Detector:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns an image of `size`, height and width, within one grey level of what the detector was trained on.
+    """Returns an image resized to `size`, (height, width), within one grey level of the training images.
 
-    It is interpolated linearly, but where a side shrinks to less than a half it is averaged over the area of each
-    new pixel; pixel `i` covers [i, i + 1). These are OpenCV's INTER_LINEAR and INTER_AREA, but for its rounding.
+    The interpolation is linear (OpenCV's INTER_LINEAR). If a side shrinks to less than a half, each new pixel is the
+    mean over its area (INTER_AREA). Only the rounding differs from OpenCV. Pixel `i` covers [i, i + 1).
     """
     if image.shape[:2] == size:
         return image
@@ -202,7 +203,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resampling(old: int, new: int, *, averages: bool) -> np.ndarray:
-    """How much of each old pixel is in each new one, [new, old]; rows sum to 1."""
+    """Returns the weight of each old pixel in each new one, [new, old]; rows sum to 1."""
     scale = old / new
     pixels = np.arange(old)[None]
     if averages and new < old:
@@ -223,7 +224,7 @@ def _read_info(path: pathlib.Path) -> dict:
             f"{path} cannot be read ({error.strerror}); give the folder of a finished export"
         ) from None
     except ValueError as error:
-        raise ModelError(f"{path} is no JSON ({error}); {_COPY_AGAIN}") from None
+        raise ModelError(f"{path} is not JSON ({error}); {_COPY_AGAIN}") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise ModelError(f"{path} does not describe an exported detector; give the folder of one")
     if info.get("format_version") != FORMAT_VERSION:
@@ -235,7 +236,10 @@ def _read_info(path: pathlib.Path) -> dict:
 
 
 def _read_safetensors(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as float32: the header's length in 8 bytes, JSON, the numbers."""
+    """Returns the tensors of a safetensors file as float32.
+
+    The file has the length of the header in 8 bytes, the header as JSON, and the numbers.
+    """
     dtypes = {"F32": "<f4", "F16": "<f2"}
     try:
         start = 8 + struct.unpack("<Q", content[:8])[0]
@@ -249,5 +253,5 @@ def _read_safetensors(content: bytes, path: pathlib.Path) -> dict[str, np.ndarra
         return tensors
     except (AttributeError, KeyError, TypeError, ValueError, struct.error) as error:
         raise ModelError(
-            f"{path} is no safetensors file of float numbers ({error!r}); {_COPY_AGAIN}"
+            f"{path} is not a safetensors file of float numbers ({error!r}); {_COPY_AGAIN}"
         ) from None

@@ -1,4 +1,4 @@
-"""A page of the pictures that a prediction has drawn: one HTML file beside their folder."""
+"""Renders one HTML page of the pictures that a prediction drew; it links to them by relative path."""
 
 import dataclasses
 import html
@@ -28,9 +28,9 @@ class Entry:
     """One image of the page.
 
     Attributes:
-        name: of its file.
-        picture: path of what was drawn, relative to the page, or None.
-        counts: objects of each class that were found in it, by name of the class.
+        name: file name.
+        picture: path of the drawn picture, relative to the page, or None.
+        counts: number of objects found, by class name.
     """
 
     name: str
@@ -45,14 +45,14 @@ def render(
 
     Args:
         entries: the images, in order.
-        title: of the page.
-        failed: why an image is missing, by the name of its file.
-        score_threshold: score that the counted objects have at least.
+        title: title of the page.
+        failed: for each image that could not be read, its file name and the reason.
+        score_threshold: lowest score of the counted objects.
     """
     objects = sum(sum(entry.counts.values()) for entry in entries)
     summary = (
         f"{_number(len(entries), 'image')}, {_number(objects, 'object')} with a score of {score_threshold:g} or "
-        "more. Each line stands in bands of one and two standard deviations of its edge."
+        "more. The bands around each line are one and two standard deviations of its edge."
     )
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -87,5 +87,5 @@ def _number(count: int, noun: str) -> str:
 
 
 def _text(text: str) -> str:
-    # A file name may hold bytes that are no text.
+    # A file name may have bytes that are not text.
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))

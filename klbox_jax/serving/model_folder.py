@@ -1,4 +1,4 @@
-"""What a detector is made of, read from the folder of a run or from a shipped one."""
+"""Reads the config, classes and parameters of a detector from the folder of a run or a shipped one."""
 
 import functools
 from typing import Any
@@ -12,14 +12,15 @@ from klbox_jax.errors import WorkdirError
 from klbox_jax.files import read_json
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.checkpoints import find_steps, restore_params
+from klbox_jax.train.config_changes import ADDED_FIELDS
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import ADDED_FIELDS, Workdir
+from klbox_jax.train.workdir import Workdir
 from klbox_jax.weights.safetensors_file import check_params, load_params
 
 # The weights of a shipped folder, which has no checkpoints.
 WEIGHTS_FILE = "model.safetensors"
-# Beside `box_loss`, how the fields of `config.model` begin that say what parameters mean.
+# Besides `box_loss`, prefixes of the fields of `config.model` that define the meaning of the parameters.
 _MEANING = (
     "backbone.",
     "box_head.",
@@ -38,10 +39,10 @@ _MEANING = (
 
 
 def read_config(workdir: Workdir) -> ml_collections.ConfigDict:
-    """Returns the config that a run was started with, and what was left open when configs had fewer fields.
+    """Returns the config that a run was started with, with the fields that older configs do not have.
 
     Raises:
-        WorkdirError: there is none.
+        WorkdirError: the folder has no config.
     """
     try:
         content = read_json(workdir.config)
@@ -66,10 +67,10 @@ def read_classes(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Returns the names and category ids of the classes.
 
-    They lie in the folder; those of a run that did not keep them yet are asked of its config and of its data set.
+    They are read from classes.json. For an older run without that file they come from its config or its data set.
 
     Raises:
-        WorkdirError: they are not known.
+        WorkdirError: the classes are not known.
     """
     if workdir.classes.exists():
         content = read_json(workdir.classes)
@@ -79,8 +80,8 @@ def read_classes(
             names = ids = ()
         if not names or len(names) != len(ids):
             raise WorkdirError(
-                f'{workdir.classes} must be {{"names": [...], "category_ids": [...]}}, as many of one as of the '
-                "other; restore that file"
+                f'{workdir.classes} must be {{"names": [...], "category_ids": [...]}}, with lists of equal length; '
+                "restore that file"
             )
         return names, ids
     if names := config.data.get("class_names", ()):
@@ -89,7 +90,7 @@ def read_classes(
         source = build_source(config.data, config.data.eval_split)
     except (ValueError, AttributeError, OSError) as error:
         raise WorkdirError(
-            f"{workdir.path} has no classes.json, and its data set cannot be asked for its classes ({error}); "
+            f"{workdir.path} has no classes.json, and its data set cannot be read for its classes ({error}); "
             f'write {workdir.classes} as {{"names": [...], "category_ids": [...]}}, in the order of the ids'
         ) from error
     return source.class_names, source.category_ids
@@ -98,7 +99,7 @@ def read_classes(
 def read_params(
     workdir: Workdir, model: GeneralizedRCNN, canvas: tuple[int, int], step: int | None
 ) -> tuple[int | None, Any]:
-    """Returns the step and the parameters of the newest sound checkpoint, of that of `step`, or of a shipped file.
+    """Returns the step and the parameters of a checkpoint (`step`, or the newest sound one) or of a shipped file.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is not sound.
@@ -121,13 +122,14 @@ def read_params(
 
 
 def check_same_network(job: Job, params: Any) -> None:
-    """Raises ValueError where a run's parameters are not those of the config, or its classes not the data set's.
+    """Raises ValueError if a run's network differs from that of the config, or its classes from the data set's.
 
-    What chooses among proposals and detections, and what matters in training alone, may be another than in the run.
+    Fields that select proposals and detections, and fields that only matter in training, may differ from the run.
 
     Args:
-        job: its workdir is the run's; a folder without config.json or classes.json is held against its parameters.
-        params: of a checkpoint.
+        job: a config, and the workdir of a run. Without config.json only the parameters are compared, and without
+            classes.json no classes.
+        params: parameters of a checkpoint of the run.
     """
     if job.workdir.config.exists():
         stored, given = (
@@ -135,7 +137,7 @@ def check_same_network(job: Job, params: Any) -> None:
         )
         changed = [
             f"config.model.{name} is {given[name]!r} instead of {stored[name]!r}"
-            # A field that only one of them has came with another version of this package.
+            # A field that only one of them has belongs to another version of this package.
             for name in sorted(stored.keys() & given.keys())
             if (name == "box_loss" or name.startswith(_MEANING)) and stored[name] != given[name]
         ]
@@ -160,7 +162,7 @@ def check_same_network(job: Job, params: Any) -> None:
 
 
 def _with_tuples(value: Any) -> Any:
-    """A config has tuples where JSON has lists."""
+    """Returns the value with tuples instead of the lists of JSON."""
     if isinstance(value, dict):
         return {name: _with_tuples(inner) for name, inner in value.items()}
     return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value

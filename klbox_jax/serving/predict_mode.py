@@ -1,12 +1,12 @@
-"""`--mode=predict`: a trained detector over a folder of photographs.
+"""`--mode=predict`: runs a trained detector on a folder of photographs.
 
     python -m klbox_jax.main --config=configs/scenes.py:loss=kl --workdir=runs/kl --mode=predict \
         --config.predict.input=photos/
 
 writes into `config.predict.output`, by default `predict` in the workdir:
 
-    detections.json   a COCO data set of what was found, with the `bbox_std` of each box, and the files that failed
-    pictures/         the images with boxes and bands
+    detections.json   a COCO data set of the objects, with the `bbox_std` of each box, and the files that failed
+    pictures/         the images with boxes and bands of their stds
     index.html        a page of the pictures
 """
 
@@ -41,29 +41,29 @@ from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.writer import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
-# Longest side of a picture; a larger image is shrunk to be drawn on.
+# Longest side of a drawn picture; larger images are shrunk.
 PICTURE_SIDE = 1600
 
 
 def predict(job: Job, *, step: int | None = None, preemption: Preemption | None = None) -> pathlib.Path:
-    """Finds objects in the images of `config.predict.input`, and writes what was found.
+    """Finds objects in the images of `config.predict.input`, and writes them.
 
     An image that cannot be read is reported and left out.
 
     Args:
-        job: its workdir holds the detector; its config has the post-processing, `predict`, and the number of threads
-            that read images ahead of the network, and of those that draw behind it.
-        step: of the checkpoint; by default the newest that is sound.
-        preemption: what says when to stop early.
+        job: the run. Its config has the post-processing, `predict`, and the number of reader threads, which is also
+            the number of drawing threads.
+        step: step of the checkpoint; by default the newest sound one.
+        preemption: source of stop signals; None ignores signals.
 
     Returns:
         The folder of the results.
 
     Raises:
         ValueError: there are no images, or none that can be read; the folder of the results cannot be written;
-            the config describes another detector than that of the workdir; or as `load`.
+            the config describes another detector than that of the workdir; or see `load`.
         CheckpointError: there is no sound checkpoint.
-        Preempted: it was told to stop; what was found until then is written.
+        Preempted: a signal stopped it; the results so far are written.
     """
     preemption = preemption or Preemption()
     fields = job.config.predict
@@ -97,10 +97,10 @@ def predict(job: Job, *, step: int | None = None, preemption: Preemption | None 
 
 
 def find_images(given: str) -> list[pathlib.Path]:
-    """Returns the image files that a path, a folder or a glob names, sorted; those of a folder lie right in it.
+    """Returns the sorted image files of a path, a folder (without its subfolders) or a glob.
 
     Raises:
-        ValueError: it names nothing.
+        ValueError: there is no image.
     """
     if not given:
         raise ValueError("config.predict.input is empty; set it to an image, a folder of images or a glob")
@@ -110,7 +110,7 @@ def find_images(given: str) -> list[pathlib.Path]:
     if path.is_dir():
         found, place = path.iterdir(), f"the folder {given}"
     elif glob.has_magic(given):
-        found, place = map(pathlib.Path, glob.glob(str(path))), f"what {given} matches"
+        found, place = map(pathlib.Path, glob.glob(str(path))), f"the matches of {given}"
     else:
         raise ValueError(f"config.predict.input = {given!r}: there is no such file or folder")
     images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
@@ -123,7 +123,7 @@ def find_images(given: str) -> list[pathlib.Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What was found in one image: its number from 1, its name, and the path of its picture, if it is drawn."""
+    """The objects in one image; `number` counts from 1, `picture` is its path relative to the output, or None."""
 
     number: int
     name: str
@@ -140,7 +140,10 @@ def _predict_all(
     output: pathlib.Path,
     clock: "_Clock",
 ) -> tuple[list[_Found], dict[str, str]]:
-    """Reads ahead of the network and draws behind it; also returns why images failed, by name."""
+    """Returns the objects in all images, and the reason for each image that failed, by name.
+
+    Threads read images ahead of the network, and others draw the pictures.
+    """
     fields = job.config.predict
     num_pictures = fields.max_pictures if fields.draw else 0
     threads = max(1, job.config.data.num_threads)
@@ -173,7 +176,7 @@ def _predict_all(
                 picture = f"pictures/{number:05d}.jpg"
                 threshold = float(fields.score_threshold)
                 painting.append(painters.submit(_paint, output / picture, canvas, prediction, threshold))
-            # Pictures in waiting hold memory.
+            # Pictures that wait to be drawn hold memory.
             if len(painting) > 2 * threads:
                 painting.popleft().result()
             found.append(_Found(number, name, picture, prediction))
@@ -186,7 +189,7 @@ def _predict_all(
 def _read(
     predictor: Predictor, task: tuple[pathlib.Path, bool]
 ) -> tuple[Batch, UInt8[ndarray, "h w 3"] | None]:
-    """An image as a batch, and as what to draw on; in a thread ahead of the network."""
+    """Returns an image as a batch, and shrunk for drawing; runs in a reader thread."""
     path, is_drawn = task
     pixels = read_image(path)
     return predictor.prepare(pixels), shrink(pixels, long_side=PICTURE_SIDE) if is_drawn else None
@@ -195,7 +198,7 @@ def _read(
 def _ahead(
     executor: ThreadPoolExecutor, function: Callable[[Any], Any], items: Iterable[Any], *, count: int
 ) -> Iterator[Future]:
-    """Yields the future of each item in order, while those of the next `count` are at work."""
+    """Yields the future of each item in order, while the next `count` are being computed."""
     futures: collections.deque[Future] = collections.deque()
     for item in items:
         futures.append(executor.submit(function, item))
@@ -207,7 +210,7 @@ def _ahead(
 def _paint(
     path: pathlib.Path, picture: UInt8[ndarray, "h w 3"], prediction: Prediction, score_threshold: float
 ) -> None:
-    """Draws and writes a picture; in a thread behind the network."""
+    """Draws and writes a picture; runs in a drawing thread."""
     height, width = prediction.image_size
     scale = np.tile([picture.shape[1] / width, picture.shape[0] / height], 2)[None]
     shown = prediction.scores >= score_threshold
@@ -226,7 +229,7 @@ def _paint(
 def _to_coco(
     found: Sequence[_Found], failed: Mapping[str, str], *, job: Job, predictor: Predictor
 ) -> dict[str, Any]:
-    """A COCO data set; its objects have what COCO's annotations have besides its results."""
+    """Returns a COCO data set; its annotations also have the fields of COCO results."""
     images, annotations = [], []
     for each in found:
         height, width = each.prediction.image_size
@@ -257,12 +260,12 @@ def _counts(prediction: Prediction, score_threshold: int | float) -> dict[str, i
 
 
 def _shown_name(path: pathlib.Path, given: str) -> str:
-    """A name in its folder; in full for a glob, which may reach into several."""
+    """Returns the file name; the full path for a glob, which may match files of several folders."""
     return str(path) if glob.has_magic(given) and not os.path.exists(given) else path.name
 
 
 class _Clock:
-    """Seconds of the whole, and of the network in it; a canvas' first image waits for the compiler instead."""
+    """Measures the time of the network; the first image of each canvas counts as time of the compiler."""
 
     def __init__(self):
         self._started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a detector answers for one image, in plain NumPy, and the forms that other tools read."""
+"""The objects that a detector found in one image, as NumPy arrays, and their conversion for other tools."""
 
 import dataclasses
 from typing import Any
@@ -15,16 +15,16 @@ from klbox_jax.structures import Detections
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """The objects found in one image, best first; plain NumPy, in pixels of the file (turned upright).
+    """The objects found in one image, best first, in pixels of the file after its EXIF rotation.
 
     Attributes:
         boxes: `x1, y1, x2, y2`, continuous edges.
         scores: class probability after suppression.
         classes: index into `class_names`.
-        class_names: of all classes.
+        class_names: names of all classes.
         category_ids: the data set's own id of each class.
-        box_stds: standard deviation of each edge, or None for a detector that does not predict it.
-        masks: mask probabilities, each filling its box, or None for a detector without masks.
+        box_stds: standard deviation of each edge, or None if the detector does not predict it.
+        masks: mask probabilities; each mask covers its box. None if the detector has no masks.
         image_size: height and width of the image.
     """
 
@@ -40,7 +40,7 @@ class Prediction:
     def to_coco(self, image_id: int) -> list[dict]:
         """Returns the objects as entries of a COCO results file; see `to_coco_results`.
 
-        Each has the name of its class besides, as `category`.
+        Each entry also has the name of its class, as `category`.
         """
         found = Detections(
             boxes=self.boxes,
@@ -63,7 +63,7 @@ class Prediction:
         return results
 
     def to_supervision(self) -> Any:
-        """Returns the objects as `supervision.Detections`; `data` has the stds, `box_std`, and `class_name`.
+        """Returns the objects as `supervision.Detections`; its `data` has `box_std` and `class_name`.
 
         Raises:
             ImportError: the library is not installed.

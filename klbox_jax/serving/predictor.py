@@ -1,10 +1,10 @@
-"""A trained detector for photographs: load the folder of a run, call it on an image.
+"""A trained detector for photographs: load the folder of a run, and call it on an image.
 
     predictor = load("runs/kl")
     prediction = predictor("photo.jpg")
     prediction.boxes, prediction.box_stds, prediction.class_names
 
-The folder is that of a run, or a shipped one: `config.json`, `classes.json` and `model.safetensors`.
+The folder is that of a run, or a shipped one with `config.json`, `classes.json` and `model.safetensors`.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image, ImageOps
 
+from klbox_jax.compilation import CountedJit
 from klbox_jax.data.build import build_preprocessing
 from klbox_jax.data.image import decode_image, upright_size
 from klbox_jax.data.source import DataError, Record
@@ -34,32 +35,31 @@ from klbox_jax.structures import Batch
 from klbox_jax.train.calibration_file import load_temperature
 from klbox_jax.train.workdir import Workdir
 
-# Where a config decides how an image becomes a canvas.
+# Fields of `config.data` that define the preprocessing of an image.
 _DATA_FIELDS = ("short_side", "long_side", "canvases")
-# Where training starts from; the detector is the same.
+# Fields of the initial weights; they do not change the detector.
 _START_FIELDS = ("model.init_weights", "model.init_partial")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """A detector to call on images, one at a time.
+    """A detector; call it on one image at a time.
 
-    Every image goes into one of the canvases of the config, so that there are at most as many compilations as
-    canvases.
+    Every image is placed on one of the canvases of the config, and each canvas is compiled once.
 
     Attributes:
         model: the detector.
         params: its parameters, on one device.
-        preprocessing: how images become canvases.
-        settings: how predictions become detections.
-        class_names: of all classes.
+        preprocessing: sizes of the images.
+        settings: the post-processing.
+        class_names: names of all classes.
         category_ids: the data set's own id of each class.
-        workdir: the folder it was loaded from, which may hold a calibration of the stds.
-        step: of the checkpoint, None where a shipped file does not say it.
-        calibrated: whether to apply that calibration.
+        workdir: the folder it was loaded from, which may have a calibration of the stds.
+        step: step of the checkpoint; None if a shipped file does not have it.
+        calibrated: apply the calibration, if there is one.
 
     Raises:
-        ValueError: the settings need what the detector does not predict.
+        ValueError: the settings need an output that the detector does not have.
     """
 
     model: GeneralizedRCNN
@@ -79,12 +79,12 @@ class Predictor:
         )
 
     def __call__(self, image: ndarray | Image.Image | str | os.PathLike) -> Prediction:
-        """Returns the objects in an image: an RGB array, a Pillow image or a path; raises as `read_image`."""
+        """Returns the objects in an image (RGB array, Pillow image or path); errors: see `read_image`."""
         return self.predict(self.prepare(read_image(image)))
 
     @functools.cached_property
     def temperature(self) -> Float[ndarray, "4"] | None:
-        """Factor on the stds of `x1, y1, x2, y2`, or None; see `load_temperature`."""
+        """Factors on the stds of `x1, y1, x2, y2`, or None; see `load_temperature`."""
         if not self.calibrated or self.step is None:
             return None
         return load_temperature(self.workdir, self.step, self.settings)
@@ -94,7 +94,7 @@ class Predictor:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **fields))
 
     def prepare(self, pixels: UInt8[ndarray, "h w 3"]) -> Batch:
-        """Returns an RGB image on its canvas, as the batch of one image that the evaluation would make."""
+        """Returns an RGB image on its canvas, as a batch of one, the same as in the evaluation."""
         height, width = pixels.shape[:2]
         record = Record(
             image_id=0,
@@ -129,11 +129,11 @@ class Predictor:
         )
 
     @functools.cached_property
-    def _step(self):
+    def _step(self) -> CountedJit:
         def step(params, batch):
             return eval_step(params, batch, model=self.model, settings={"": self.settings})[""]
 
-        return jax.jit(step)
+        return CountedJit(step)
 
 
 def load(
@@ -143,18 +143,18 @@ def load(
     settings: PostprocessSettings | None = None,
     calibrated: bool = True,
 ) -> Predictor:
-    """Returns the detector of a run's folder, or of a shipped one.
+    """Returns the detector of a run's folder or of a shipped one.
 
     Args:
-        workdir: holds `config.json`, and `checkpoints/` or else `model.safetensors`. Nothing in it is changed.
-        step: of the checkpoint; by default the newest that is sound.
+        workdir: a folder with `config.json`, and `checkpoints/` or `model.safetensors`. Nothing in it is changed.
+        step: step of the checkpoint; by default the newest sound one.
         settings: the post-processing; by default that of the config.
-        calibrated: multiply the stds by the temperature of each edge that a calibration of this checkpoint under
-            these settings found, where the folder has one.
+        calibrated: multiply the stds of each edge by its temperature, if the folder has a calibration of this
+            checkpoint under these settings.
 
     Raises:
-        ValueError: the folder is no run's, its config does not describe a detector, its classes are not
-            known, the weights do not fit, or the settings need what the detector does not predict.
+        ValueError: the folder is not that of a run, its config does not describe a detector, its classes are not
+            known, the weights do not fit, or the settings need an output that the detector does not have.
         CheckpointError: there is no such checkpoint, or it is not sound.
     """
     folder = Workdir(workdir)
@@ -180,14 +180,14 @@ def load(
         step=step,
         calibrated=calibrated,
     )
-    _ = predictor.temperature  # a damaged file shows now
+    _ = predictor.temperature  # raises now if the file is damaged
     return predictor
 
 
 def check_same_detector(config: Any, predictor: Predictor) -> None:
-    """Raises ValueError, which lists the fields, where the config is not of the detector in the workdir.
+    """Raises ValueError that lists the differing fields if the config describes another detector.
 
-    The weights are read into that detector, so that what `--config` says of another one would be ignored.
+    The predictor is built from the config in its workdir, so a different `--config` would be ignored silently.
     """
     model = build_model(config.model, num_classes=len(predictor.class_names))
     preprocessing = build_preprocessing(config.data)
@@ -212,11 +212,11 @@ def _detector_fields(config: Any) -> dict[str, Any]:
 
 
 def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarray, "h w 3"]:
-    """Returns the RGB pixels of an image, turned upright; a file is read as `klbox_jax.data.image` says.
+    """Returns the RGB pixels of an image after its EXIF rotation; files are decoded by `klbox_jax.data.image`.
 
     Raises:
-        DataError: the file is missing, truncated, no image or absurdly large; a Pillow image has more than 8 bits;
-            or an array is not of RGB pixels in 8 bits. A ValueError.
+        DataError: the file is missing, truncated, not an image or too large; a Pillow image has more than 8 bits; or
+            an array is not uint8 RGB. A ValueError.
     """
     if isinstance(image, ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
@@ -239,9 +239,9 @@ def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarra
 
 
 def _place(record: Record, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Canvas and size of an image on it.
+    """Returns the canvas of an image, and its size on the canvas.
 
-    An image too long for any canvas, which a data set is refused for, goes where it can stay largest.
+    An image that fits no canvas, which is an error in a data set, is shrunk onto the canvas where it stays largest.
     """
     sides = {"short_side": preprocessing.short_side, "long_side": preprocessing.long_side}
     try:

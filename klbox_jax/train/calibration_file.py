@@ -1,4 +1,4 @@
-"""The temperature that `--mode=calibrate` left in the folder of a run."""
+"""Reads the temperature that `--mode=calibrate` wrote to the folder of a run."""
 
 import numpy as np
 from absl import logging
@@ -10,27 +10,27 @@ from klbox_jax.files import read_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.workdir import Workdir
 
-# These say which detections there are, not what the std of one of them means.
-_OF_THE_SELECTION = ("score_threshold", "soft_nms_min_score", "pre_nms_topk", "detections_per_image")
+# These fields select detections; they do not change their stds, so a calibration stays valid.
+_SELECTION_FIELDS = ("score_threshold", "soft_nms_min_score", "pre_nms_topk", "detections_per_image")
 
 
 def load_temperature(
     workdir: Workdir, step: int, settings: PostprocessSettings
 ) -> Float[ndarray, "4"] | None:
-    """Returns the factor on the stds of the edges `x1, y1, x2, y2` of a checkpoint's detections.
+    """Returns the factors on the stds of the edges `x1, y1, x2, y2` of a checkpoint's detections.
 
     Args:
         workdir: the folder of the run.
-        step: of the checkpoint.
-        settings: the post-processing that the detections are made with.
+        step: step of the checkpoint.
+        settings: the post-processing of the detections.
 
     Returns:
-        None where the checkpoint was not calibrated, or, with a warning, under other suppression, voting or
-        refinement, of which the std of a detection is a result. Thresholds of the score and counts of slots may
-        differ.
+        None if the checkpoint was not calibrated. Also None, with a warning, if it was calibrated under other
+        suppression, voting or refinement, because these change the stds. Score thresholds and the number of
+        detections may differ.
 
     Raises:
-        WorkdirError: the file of the calibration is damaged.
+        WorkdirError: the calibration file is damaged.
     """
     file = workdir.calibration_file(step)
     if not file.exists():
@@ -49,12 +49,12 @@ def load_temperature(
     differing = [
         name
         for name in wanted
-        if name not in _OF_THE_SELECTION and fitted_under.get(name, wanted[name]) != wanted[name]
+        if name not in _SELECTION_FIELDS and fitted_under.get(name, wanted[name]) != wanted[name]
     ]
     if differing:
         changes = ", ".join(f"{name} {fitted_under[name]!r}, not {wanted[name]!r}" for name in differing)
         logging.warning(
-            "%s was fitted under %s: the stds stay as the network gives them; calibrate again with --mode=calibrate",
+            "%s was fitted under %s, so it is not used; calibrate again with --mode=calibrate",
             file,
             changes,
         )

@@ -1,15 +1,14 @@
-"""Checkpoints of the training state, with a proof that their bytes are the ones that were written.
+"""Checkpoints of the training state, with SHA-256 digests that detect damaged files.
 
-Orbax writes them; it finishes a save by renaming a temporary folder, so a killed save leaves no half
-checkpoint under a final name. It does not notice a byte that changes later. So every step also keeps
-`digests.json`, the SHA-256 of each of its files, written once the save is final and checked before anything
-is restored. The order of a save is: orbax's files, the digests, and only then the deletion of older steps; a
-step without digests was cut short.
+Orbax writes them. It finishes a save by renaming a temporary folder, so a killed save leaves no incomplete checkpoint
+under a final name. It does not notice bytes that change later. So every step also has `digests.json`, the SHA-256 of
+each of its files, written when the save is final and checked before anything is restored. A save first writes orbax's
+files, then the digests, and only then deletes older steps; the save of a step without digests was interrupted.
 
-    checkpoints/.saved_before         there was a whole save: the run has something to lose
+    checkpoints/.saved_before         marks that a save was completed once
     checkpoints/1000/default/...      orbax's files
     checkpoints/1000/digests.json     {"default/...": sha256, ...}
-    checkpoints/2000.unsound/         a damaged step that a restore has passed over
+    checkpoints/2000.unsound/         a damaged step that a restore skipped
 """
 
 import hashlib
@@ -37,13 +36,13 @@ _ITEM = "default"  # orbax's name for the only item of a step
 class Checkpoints:
     """Saves and restores the checkpoints of one run; a context manager.
 
-    For the one run that trains in the folder: it clears away what interrupted saves have left. Everything
-    else reads with `restore_params`. With several processes, all of them call every method. A save is done
+    Only the run that trains in the folder may use it, because it removes the leftovers of interrupted saves. Anything
+    else reads with `restore_params`. With several processes, all of them must call every method. A save is complete
     when `save` returns.
     """
 
     def __init__(self, directory: str | os.PathLike, *, max_to_keep: int):
-        """Opens the folder, which is made where it is missing; keeps the newest `max_to_keep` steps.
+        """Opens the folder, and makes it if it is missing; keeps the newest `max_to_keep` steps.
 
         Raises:
             WorkdirError: the folder cannot be written to.
@@ -63,9 +62,9 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    # Old steps may only go once the new one has its digests, which orbax does not know of.
+                    # Old steps are deleted here, after the new step has its digests, which orbax does not know.
                     preservation_policy=ocp.checkpoint_managers.preservation_policy.PreserveAll(),
-                    # A save in the background could be cut off between its last file and its digests.
+                    # A save in the background could be interrupted between its last file and its digests.
                     enable_async_checkpointing=False,
                 ),
             )
@@ -85,11 +84,11 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, state: TrainState) -> None:
-        """Saves the state under its own step; nothing happens if this object has just saved or restored it.
+        """Saves the state under its own step; does nothing if this object has just saved or restored that step.
 
         Raises:
-            CheckpointError: the folder already holds this step or a later one, which was not restored; or the
-                disk is full or cannot be written to, and then the earlier checkpoints are as they were.
+            CheckpointError: the folder already holds this step or a later one, which was not restored; or the disk
+                is full or cannot be written to. The earlier checkpoints are unchanged.
         """
         step = int(state.step)
         if step == self._current_step:
@@ -102,12 +101,12 @@ class Checkpoints:
             )
         try:
             self._write(step, state)
-        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+        except (OSError, ValueError) as error:  # tensorstore raises ValueError for a full disk
             self._discard(step)
             left = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"{self.directory / str(step)} cannot be saved: {error.__cause__ or error}; those before it are as "
-                f"they were (steps {left}); free space on the disk, or make the folder writable, and start again: the "
+                f"{self.directory / str(step)} cannot be saved: {error.__cause__ or error}; earlier checkpoints are "
+                f"unchanged (steps {left}); free space on the disk, or make the folder writable, and start again: the "
                 "same command goes on from the last checkpoint"
             ) from error
         _wait_for_all_processes(f"digests_{step}")
@@ -118,23 +117,23 @@ class Checkpoints:
                     self._manager.delete(old)
 
     def protect(self, *steps: int) -> None:
-        """Keeps steps whatever their age, and those that were protected before no longer."""
+        """Protects exactly these steps from deletion, whatever their age."""
         self._protected = frozenset(steps)
 
     def restore(self, abstract_state: TrainState) -> TrainState:
         """Restores the newest sound checkpoint, bit for bit.
 
-        A damaged or incomplete checkpoint is passed over with a warning that names the file at fault; once an
-        older one is restored, its folder is renamed to `<step>.unsound`, so that the run can save that step
+        A damaged or incomplete checkpoint is skipped with a warning that names the damaged file. When an older one is
+        restored, the folder of the damaged one is renamed to `<step>.unsound`, so that the run can save that step
         again.
 
         Args:
-            abstract_state: a state of arrays or `jax.ShapeDtypeStruct`, whose shapes, dtypes and shardings
-                the restored arrays take.
+            abstract_state: a state of arrays or `jax.ShapeDtypeStruct`; the restored arrays have its shapes, dtypes
+                and shardings.
 
         Raises:
-            CheckpointError: there are checkpoints but none is sound; there is no checkpoint; or the sound one
-                holds other arrays than `abstract_state`, in which case the message lists them.
+            CheckpointError: there is no checkpoint, none is sound, or the sound one has other arrays than
+                `abstract_state`; the message lists the differences.
         """
         step = _step_to_restore(self.directory)
         folder = self.directory / str(step)
@@ -151,11 +150,11 @@ class Checkpoints:
         return state
 
     def wait(self) -> None:
-        """Returns when every save and deletion is on disk."""
+        """Waits until every save and deletion is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then releases orbax's threads."""
+        """Waits for pending work and releases orbax's threads."""
         self._manager.close()
 
     def _write(self, step: int, state: TrainState) -> None:
@@ -166,7 +165,7 @@ class Checkpoints:
             (self.directory / _SAVED_BEFORE).touch()
 
     def _discard(self, step: int) -> None:
-        """Gives back the space of a save that failed, as far as that is possible."""
+        """Deletes the files of a failed save, as far as that is possible."""
         if is_writer():
             for folder in (self.directory / str(step), *self.directory.glob(f"{step}.orbax-checkpoint-tmp*")):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -183,7 +182,7 @@ def restore_params(directory: str | os.PathLike, step: int | None = None) -> tup
 
     Args:
         directory: the folder of the checkpoints.
-        step: which one; by default the newest that is sound.
+        step: step of the checkpoint; by default the newest sound one.
 
     Returns:
         The step of the checkpoint, and its parameters as nested dictionaries of NumPy arrays.
@@ -209,10 +208,10 @@ def restore_params(directory: str | os.PathLike, step: int | None = None) -> tup
 
 
 def find_fault(folder: pathlib.Path) -> str | None:
-    """Returns what is wrong with a step's folder, naming the file; None if it is sound."""
+    """Returns the fault of a checkpoint folder, naming the file; None if it is sound."""
     digests = folder / _DIGESTS
     if not digests.exists():
-        return f"{_DIGESTS} is missing, so the save was cut short"
+        return f"{_DIGESTS} is missing, so the save was interrupted"
     try:
         expected = read_json(digests)
         if not isinstance(expected, dict) or not expected:
@@ -228,17 +227,17 @@ def find_fault(folder: pathlib.Path) -> str | None:
 
 
 def newest_sound_step(directory: pathlib.Path) -> int | None:
-    """Returns the newest step whose files are the ones that were written, or None; warns of those passed over."""
+    """Returns the newest step whose files match their digests, or None; warns of each step that it skips."""
     for step in reversed(find_steps(directory)):
         fault = find_fault(directory / str(step))
         if fault is None:
             return step
-        logging.warning("checkpoint %s is not sound and is passed over: %s", directory / str(step), fault)
+        logging.warning("checkpoint %s is not sound and is skipped: %s", directory / str(step), fault)
     return None
 
 
 def _step_to_restore(directory: pathlib.Path) -> int:
-    """Process 0 looks, so that all processes restore the same step."""
+    """Returns the newest sound step; process 0 reads, so that all processes restore the same step."""
     found = newest_sound_step(directory) if is_writer() else None
     found = -1 if found is None else found
     if jax.process_count() > 1:
@@ -255,7 +254,10 @@ def _step_to_restore(directory: pathlib.Path) -> int:
 
 
 def _check_arrays(abstract_state: TrainState, folder: pathlib.Path) -> None:
-    """Orbax would convert another dtype without a word, and report the first of other shapes only."""
+    """Raises CheckpointError that lists all differing arrays.
+
+    Orbax would convert another dtype silently, and report only the first array of another shape.
+    """
     wanted = _shapes_and_dtypes(abstract_state)
     stored = _shapes_and_dtypes(_stored_tree(folder / _ITEM))
     names = [name for name in sorted(wanted | stored) if wanted.get(name) != stored.get(name)]
@@ -263,9 +265,9 @@ def _check_arrays(abstract_state: TrainState, folder: pathlib.Path) -> None:
         lines = [f"  {n}: saved {stored.get(n, 'nothing')}, wanted {wanted.get(n, 'nothing')}" for n in names]
         more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
         raise CheckpointError(
-            f"{folder} holds other arrays than this config makes:\n"
+            f"{folder} has other arrays than this config needs:\n"
             + "\n".join(lines[:10] + more)
-            + "\ngo back to the config it was trained with, or choose another --workdir"
+            + "\nuse the config that it was trained with, or choose another --workdir"
         )
 
 
@@ -288,16 +290,16 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _set_aside_interrupted_first_save(directory: pathlib.Path) -> None:
-    """A run killed inside its very first save has nothing to go back to: it begins anew.
+    """Renames the only step of a run that was killed inside its first save, so that the run starts from step 0.
 
-    Wherever there is another step, or was one, `restore` decides.
+    If there is, or was, another step, `restore` decides.
     """
     steps = find_steps(directory)
     if (directory / _SAVED_BEFORE).exists():
         return
     if len(steps) == 1 and not (directory / str(steps[0]) / _DIGESTS).exists():
         logging.warning(
-            "%s was cut short inside its first save, of step %d; it is set aside and the run starts from step 0",
+            "%s was interrupted inside its first save, of step %d; it is set aside and the run starts from step 0",
             directory,
             steps[0],
         )

@@ -1,11 +1,11 @@
-"""What a run starts from: a checkpoint or a new state, and the program of its first step.
+"""The first state of a run, from a checkpoint or new, while its training step is compiled.
 
-Compilers run outside the interpreter's lock. So the step is compiled on a thread while the state is made or read.
+Compilers run without Python's global lock. So the step is compiled on a thread while the state is made or read.
 """
 
 import dataclasses
 import hashlib
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,56 +25,50 @@ from klbox_jax.weights.convert import load_weights
 from klbox_jax.weights.provenance import check_provenance
 
 
-def init_or_restore(
-    job: Job, optimizer, checkpoints: Checkpoints, step_fn
-) -> tuple[TrainState, Future | None]:
-    """Returns the state that a run starts from, and the compilation of its first step, under way on a thread.
+def init_or_restore(job: Job, checkpoints: Checkpoints) -> TrainState:
+    """Returns the state that a run starts from, on all devices, and starts to compile its training step.
+
+    The step is compiled on a thread, for the canvas of the first batch, unless no step is left to do. Its first call
+    waits for the compiler. Other canvases are compiled when their first batch comes.
 
     Args:
         job: the run.
-        optimizer: of `build_optimizer`.
-        checkpoints: the newest sound one is the state. Without any the state is new, filled from
-            `config.model.init_weights` where that is set.
-        step_fn: of `compile_train_step`. Once the compilation is done it has its program for the canvas of the step
-            behind the newest checkpoint; for other canvases it is compiled when they come.
-
-    Returns:
-        The state, on all devices, and the compilation, or None where no step is left to do.
+        checkpoints: the newest sound one is restored. If there is none, the state is new, with the weights of
+            `config.model.init_weights` if that is set.
 
     Raises:
-        CheckpointError, WeightFileError: naming the file.
+        CheckpointError, WeightFileError: a file cannot be used; the message names it.
     """
     on_all_devices, start = replicated(job.mesh), checkpoints.latest_step()
-    init = lower_create_state(job.model, optimizer, batch=dummy_batch(job.preprocessing.canvases[0]))
+    init = lower_create_state(job.model, job.optimizer, batch=dummy_batch(job.preprocessing.canvases[0]))
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_all_devices), init.out_info
     )
-    making = compiling = None
-    pool = ThreadPoolExecutor(2)
+    creating = None
+    executor = ThreadPoolExecutor(2)
     if start is None:
-        making = pool.submit(compile_and_create_state, init, seed=job.config.seed)
+        creating = executor.submit(compile_and_create_state, init, seed=job.config.seed)
     if (start or 0) < job.total_steps:
-        step = job.train_plan.step(start or 0)
         batch = blank_batch(
             job.train_source,
-            step,
+            job.train_plan.step(start or 0),
             job.preprocessing,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        compiling = pool.submit(step_fn.lower(abstract, put_batch(batch, job.mesh)).compile)
-    # What is wrong with a checkpoint or with weights is told at once. The process then ends with its threads.
-    pool.shutdown(wait=False)
-    if making is None:
-        return checkpoints.restore(abstract), compiling
-    state = making.result()
+        job.train_step.compile_ahead(abstract, put_batch(batch, job.mesh), executor=executor)
+    # Not waited for, so that a fault of a checkpoint or of the weights shows at once.
+    executor.shutdown(wait=False)
+    if creating is None:
+        return checkpoints.restore(abstract)
+    state = creating.result()
     if job.config.model.init_weights:
         state = state.replace(params=_initial_params(job, state.params))
-    return jax.device_put(state, on_all_devices), compiling
+    return jax.device_put(state, on_all_devices)
 
 
 def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
-    """Fills parameters from `config.model.init_weights`, and tells in the log and in weights.json with what."""
+    """Fills parameters from `config.model.init_weights`; the log and weights.json list what was loaded."""
     config = job.config.model
     params, report = load_weights(
         params,
@@ -90,7 +84,7 @@ def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
         with open(config.init_weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         provenance = {
-            # A coder by its name and weights.
+            # A box coder is written as its name and weights.
             name: repr(value) if dataclasses.is_dataclass(value) else value
             for name, value in vars(report.provenance).items()
         }
@@ -109,7 +103,7 @@ def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def dummy_batch(canvas: tuple[int, int]) -> Batch:
-    """Returns a batch of one black image, which gives the parameters their shapes and nothing else."""
+    """Returns a batch of one black image, with which a model is initialized; only its shapes matter."""
     gt = GroundTruth(
         boxes=np.array([[[0.0, 0.0, 1.0, 1.0]]], np.float32),
         classes=np.zeros((1, 1), np.int32),
@@ -126,5 +120,5 @@ def dummy_batch(canvas: tuple[int, int]) -> Batch:
         valid=np.ones(1, bool),
         gt=gt,
     )
-    # NumPy's, for `jnp.zeros` and the like would each compile a program.
+    # Made by NumPy, because each `jnp.zeros` and the like would compile a program.
     return jax.tree.map(jnp.asarray, batch)

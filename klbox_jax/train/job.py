@@ -1,10 +1,11 @@
-"""What a run is made of, built and checked from its config before the first step."""
+"""The parts of a run, built from its config and checked before the first step."""
 
 import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
 
+import optax
 from jax.sharding import Mesh
 
 from klbox_jax import distributed
@@ -21,58 +22,50 @@ from klbox_jax.data.transforms import Preprocessing
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES
-from klbox_jax.train.profiling import check_profile_steps
+from klbox_jax.train import checks
+from klbox_jax.train.optimizer import build_optimizer
+from klbox_jax.train.step import CompiledTrainStep, compile_train_step
 from klbox_jax.train.workdir import Workdir
-
-# What to do about a loss or a gradient that is not finite.
-ON_NONFINITE = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A config, its folder, and what follows from them; each part is built once, when it is first read.
+    """A config, its folder, and the parts of the run; each part is built once, when it is first read.
 
     Attributes:
         config: the whole config.
         workdir: the folder of the run.
+        trains: True for a run that trains. Its detector has the classes of the training set; that of any other run
+            has those of the evaluation set, so that no training data are needed.
     """
 
     config: Any
     workdir: Workdir
+    trains: bool = False
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """All devices. Raises ValueError where they cannot share a batch evenly."""
+        """The mesh of all devices. Raises ValueError if they cannot share a batch evenly."""
         mesh = distributed.make_mesh()
-        for field in ("train", "evaluation"):
-            batch_size = self.config[field].batch_size
-            if batch_size % mesh.size:
-                raise ValueError(
-                    f"config.{field}.batch_size = {batch_size} cannot be shared evenly by {mesh.size} devices; "
-                    f"make it a multiple of {mesh.size}"
-                )
+        checks.check_batch_sizes(self.config, num_devices=mesh.size)
         return mesh
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
-        """How images become canvases."""
+        """Sizes and augmentation of the images."""
         return build_preprocessing(self.config.data)
 
     @functools.cached_property
     def train_source(self) -> Source:
-        """The training set, without the images that `config.data.hold_out` keeps."""
+        """The training set, without the images that `config.data.hold_out` keeps out."""
         return build_train_source(self.config.data)
 
     @functools.cached_property
     def eval_source(self) -> Source:
-        """The evaluation set. Raises ValueError where its classes are not those of the training set."""
+        """The evaluation set. Raises ValueError if the run trains on other classes."""
         source = build_source(self.config.data, self.config.data.eval_split)
-        if "train_source" in self.__dict__ and source.class_names != self.train_source.class_names:
-            raise ValueError(
-                f"{self.train_source.name} has the classes {self.train_source.class_names}, but {source.name} has "
-                f"{source.class_names}; give both annotation files the same categories"
-            )
+        if self.trains:
+            checks.check_same_classes(self.train_source, source)
         return source
 
     @functools.cached_property
@@ -80,26 +73,16 @@ class Job:
         """The images that the stds are calibrated on.
 
         Raises:
-            ValueError: there are none, some of them are in the evaluation set, or its classes are others.
+            ValueError: there are none, some of them are in the evaluation set, or the two have different classes.
         """
         source = build_calibration_source(self.config.data)
-        reported = {record.file_name for record in self.eval_source.records}
-        shared = sum(record.file_name in reported for record in source.records)
-        if shared:
-            raise ValueError(
-                f"{shared} images of {source.name} are in {self.eval_source.name} too, whose results are reported; "
-                "set config.data.calibration_split to a split without them"
-            )
-        if source.class_names != self.eval_source.class_names:
-            raise ValueError(
-                f"{source.name} has the classes {source.class_names}, but {self.eval_source.name} has "
-                f"{self.eval_source.class_names}; give both annotation files the same categories"
-            )
+        checks.check_no_shared_images(source, self.eval_source)
+        checks.check_same_classes(source, self.eval_source)
         return source
 
     @functools.cached_property
     def train_plan(self) -> TrainPlan:
-        """Which images each step of the training reads; making it checks that all of them fit."""
+        """The images of each training step. Raises DataError if an image of the training set does not fit."""
         return TrainPlan(
             check_fits(self.train_source, self.preprocessing),
             batch_size=self.config.train.batch_size,
@@ -108,7 +91,7 @@ class Job:
 
     @functools.cached_property
     def eval_plan(self) -> EvalPlan:
-        """Which images each step of the evaluation reads; making it checks that all of them fit."""
+        """The images of each evaluation step. Raises DataError if an image of the evaluation set does not fit."""
         return EvalPlan(
             check_fits(self.eval_source, self.preprocessing), batch_size=self.config.evaluation.batch_size
         )
@@ -116,24 +99,65 @@ class Job:
     @functools.cached_property
     def model(self) -> GeneralizedRCNN:
         """The detector."""
-        source = self.__dict__.get("train_source") or self.eval_source
+        source = self.train_source if self.trains else self.eval_source
         return build_model(self.config.model, num_classes=len(source.class_names))
 
     @functools.cached_property
     def total_steps(self) -> int:
-        """Steps of the whole training, a multiple of `config.train.accumulate_steps`; each reads a batch."""
+        """Steps of the whole training, one batch each; a multiple of `config.train.accumulate_steps`."""
         train = self.config.train
         updates = train.num_epochs * self.train_plan.steps_per_epoch / train.accumulate_steps
         return train.num_steps or max(1, round(updates)) * train.accumulate_steps
 
-    def check(self, settings: Iterable[PostprocessSettings], *, train: bool, evaluate: bool) -> None:
-        """Builds what the modes need, so that what is wrong with config or data shows before any work is done."""
-        if train:
-            self._check_train(evaluate=evaluate)
-            _ = self.train_source, self.train_plan, self.total_steps
-            check_profile_steps(self.config.train.profile_steps, total_steps=self.total_steps)
-        if evaluate:
-            self.check_evaluation()
+    @functools.cached_property
+    def _optimizer_and_schedule(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        train = self.config.train
+        return build_optimizer(
+            self.config.optimizer,
+            batch_size=train.batch_size,
+            accumulate_steps=train.accumulate_steps,
+            total_steps=self.total_steps,
+        )
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return self._optimizer_and_schedule[0]
+
+    @property
+    def schedule(self) -> optax.Schedule:
+        """The learning rate of each step."""
+        return self._optimizer_and_schedule[1]
+
+    @functools.cached_property
+    def train_step(self) -> CompiledTrainStep:
+        """The training step, compiled once for each canvas."""
+        return compile_train_step(
+            self.mesh,
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            seed=self.config.seed,
+            frozen=self.config.optimizer.frozen,
+            skip_nonfinite=self.config.train.on_nonfinite == "skip",
+        )
+
+    def check(self, settings: Iterable[PostprocessSettings], *, evaluates: bool = True) -> None:
+        """Builds the parts that the run needs, so that faults of config and data show before any work is done.
+
+        Args:
+            settings: the post-processings of the evaluation, the calibration or the export.
+            evaluates: False for a run that only trains, which needs no evaluation set.
+
+        Raises:
+            ValueError, DataError: a field of the config, or the data, cannot be used; the message names it.
+        """
+        if self.trains:
+            checks.check_train_config(self.config.train, evaluates=evaluates)
+            _ = self.train_source, self.train_plan
+            checks.check_profile_steps(self.config.train.profile_steps, total_steps=self.total_steps)
+        if evaluates:
+            checks.check_evaluation_config(self.config)
             _ = self.eval_source, self.eval_plan
         _ = self.mesh
         heads = self.model.roi_heads
@@ -141,71 +165,6 @@ class Job:
             chosen.check_head(
                 has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
             )
-        if heads.mask_head is not None and self.preprocessing.mask_size == 0:
-            raise ValueError(
-                "config.model.mask_head.enabled = True needs the masks of the objects; set config.data.mask_size "
-                "to their resolution, such as 112"
-            )
-        needs_stds = train and heads.box_loss.needs_label_stds and heads.box_loss.label_noise == "data"
-        if needs_stds and any(record.box_stds is None for record in self.train_source.records):
-            raise ValueError(
-                f"config.model.box_loss = {heads.box_loss.name!r} with box_loss_settings.label_noise = 'data' "
-                f"needs the label noise of each edge, which {self.train_source.name} does not have; set "
-                "config.model.box_loss_settings.label_noise to 'pixels' or 'size', and label_noise_value"
-            )
-
-    def check_evaluation(self) -> None:
-        """Raises ValueError, naming the field, for what `config.evaluation` cannot mean."""
-        checkpoint = self.config.evaluation.checkpoint
-        if checkpoint not in ("last", "best"):
-            raise ValueError(f"config.evaluation.checkpoint = {checkpoint!r} is unknown; choose last or best")
-        if checkpoint == "best" and not self.config.train.keep_best:
-            raise ValueError(
-                "config.evaluation.checkpoint = 'best' needs config.train.keep_best, the number that it is the best "
-                "in, such as 'AP'"
-            )
-
-    def _check_train(self, *, evaluate: bool) -> None:
-        """Raises ValueError, naming the field, for what `config.train` cannot mean."""
-        train = self.config.train
-        for field in ("save_every", "log_every"):
-            if train[field] < 1:
-                raise ValueError(f"config.train.{field} = {train[field]} must be at least 1 step")
-        if train.num_steps < 0 or (not train.num_steps and train.num_epochs <= 0):
-            raise ValueError(
-                f"config.train.num_steps = {train.num_steps} with num_epochs = {train.num_epochs} is no training; give "
-                "a positive number of steps, or 0 and a positive number of epochs"
-            )
-        if train.accumulate_steps < 1 or train.num_steps % train.accumulate_steps:
-            raise ValueError(
-                f"config.train.accumulate_steps = {train.accumulate_steps} does not divide config.train.num_steps = "
-                f"{train.num_steps}; make the one a multiple of the other, or the last batches would change nothing"
-            )
-        if train.on_nonfinite not in ON_NONFINITE:
-            raise ValueError(
-                f"config.train.on_nonfinite = {train.on_nonfinite!r} is unknown; choose {' or '.join(ON_NONFINITE)}"
-            )
-        if train.early_stopping_patience and not train.keep_best:
-            raise ValueError(
-                f"config.train.early_stopping_patience = {train.early_stopping_patience} needs the number that is to "
-                "become better; set config.train.keep_best, such as 'AP'"
-            )
-        if not train.keep_best:
-            return
-        if train.keep_best_checkpoints < 1:
-            raise ValueError(
-                f"config.train.keep_best_checkpoints = {train.keep_best_checkpoints} must be at least 1; keep_best = "
-                "'' keeps none"
-            )
-        if not train.eval_every or not evaluate:
-            raise ValueError(
-                f"config.train.keep_best = {train.keep_best!r} needs evaluations to choose from; set "
-                "config.train.eval_every to the steps between two of them, with --mode=train_and_eval, or keep_best "
-                "to '' and early_stopping_patience to 0"
-            )
-        # Behind a slash, in the evaluations of an experiment, whose settings have names.
-        if train.keep_best.rpartition("/")[2] not in (*HEADLINES, *FURTHER_HEADLINES):
-            raise ValueError(
-                f"config.train.keep_best = {train.keep_best!r} is unknown; choose one of "
-                f"{', '.join((*HEADLINES, *FURTHER_HEADLINES))}"
-            )
+        checks.check_masks(self.model, mask_size=self.preprocessing.mask_size)
+        if self.trains:
+            checks.check_label_noise(self.model, self.train_source)

@@ -6,23 +6,24 @@ from typing import Any
 import jax
 import optax
 
+# `config.optimizer.learning_rate` is the rate for updates of this many images.
 REFERENCE_BATCH = 16
 
 
 def build_optimizer(
     config: Any, *, batch_size: int, accumulate_steps: int, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns what a config describes, and the learning rate of each step.
+    """Builds the optimizer of a config and the learning rate of each step.
 
     Args:
         config: a `config.optimizer`; its fields are arguments of `learning_rate_schedule` and `make_optimizer`.
-        batch_size: images of a step, on all devices.
-        accumulate_steps: steps of an update; the schedule counts updates, and its scaling their images.
+        batch_size: images in one step, over all devices.
+        accumulate_steps: steps in one update of the parameters. The schedule counts updates, and the learning rate
+            scales with the images of one update.
         total_steps: steps of the whole training.
     """
     schedule = learning_rate_schedule(
-        learning_rate=config.learning_rate,
-        global_batch=batch_size * accumulate_steps,
+        peak_learning_rate(config.learning_rate, images=batch_size * accumulate_steps),
         total_steps=total_steps // accumulate_steps,
         warmup_steps=config.warmup_steps,
         warmup_factor=config.warmup_factor,
@@ -36,35 +37,40 @@ def build_optimizer(
         momentum=config.momentum,
         clip_norm=config.clip_norm,
         frozen=config.frozen,
-        accumulate_steps=accumulate_steps,
     )
     if accumulate_steps == 1:
         return optimizer, schedule
-    return optimizer, lambda step: schedule(step // accumulate_steps)
+    return accumulate_gradients(optimizer, accumulate_steps), lambda step: schedule(step // accumulate_steps)
 
 
 def peak_learning_rate(learning_rate: float, *, images: int) -> float:
-    """Returns the rate behind the warm-up, of updates of `images` images; `learning_rate` is that of 16."""
+    """Returns the learning rate after the warm-up, scaled linearly to updates of `images` images.
+
+    `learning_rate` is the rate for 16 images (linear scaling rule, Goyal et al. 2017), so that a config keeps its
+    meaning on another number of devices.
+    """
     return learning_rate * images / REFERENCE_BATCH
 
 
 def learning_rate_schedule(
+    peak: float,
     *,
-    learning_rate: float,
-    global_batch: int,
     total_steps: int,
     warmup_steps: int,
     warmup_factor: float,
     decay_at: tuple[float, ...],
     decay_factor: float,
 ) -> optax.Schedule:
-    """Linear warm-up, then a constant rate multiplied by `decay_factor` at shares `decay_at` of the run.
+    """Returns a schedule with linear warm-up and step decay; its steps are updates of the parameters.
 
-    `learning_rate` is the rate for 16 images an update; it is scaled linearly to `global_batch`, the images of
-    an update (Goyal et al. 2017), so that a config keeps its meaning on another number of devices. All steps here
-    are updates of the parameters.
+    Args:
+        peak: learning rate after the warm-up.
+        total_steps: updates of the whole training.
+        warmup_steps: updates of the warm-up; 0 for none.
+        warmup_factor: share of the rate at which the warm-up starts.
+        decay_at: shares of the training, 0 to 1; after each of them the rate is multiplied by `decay_factor`.
+        decay_factor: factor of each decay.
     """
-    peak = peak_learning_rate(learning_rate, images=global_batch)
     steps = optax.piecewise_constant_schedule(
         peak, {round(share * total_steps): decay_factor for share in decay_at}
     )
@@ -86,26 +92,23 @@ def make_optimizer(
     momentum: float,
     clip_norm: float,
     frozen: tuple[str, ...],
-    accumulate_steps: int = 1,
 ) -> optax.GradientTransformation:
-    """Returns SGD with momentum or AdamW, with clipping and frozen parts.
+    """Returns SGD with momentum or AdamW, with gradient clipping and frozen parameters.
 
     Args:
         name: `sgd` or `adamw`.
         schedule: learning rate of each update.
-        weight_decay: on kernels alone; biases and normalization are left free.
-        momentum: of SGD.
-        clip_norm: largest norm of the whole gradient; 0 leaves it as it is.
-        frozen: prefixes of parameter paths (`backbone/stem`) that are not trained. What is frozen has no part
-            in the gradient's norm either.
-        accumulate_steps: gradients to an update. Above 1, the parameters move by the mean of that many
-            gradients; it is this mean that is clipped, and the updates that the schedule counts.
+        weight_decay: decay of the kernels; biases and normalization parameters have none.
+        momentum: momentum of SGD; AdamW does not use it.
+        clip_norm: largest norm of the whole gradient; 0 turns clipping off.
+        frozen: prefixes of parameter paths (`backbone/stem`) that are not trained. Frozen parameters do not count in
+            the norm of the gradient either.
 
     Raises:
         ValueError: the name is unknown.
     """
     if name == "sgd":
-        # Decay enters before the momentum, as in the detectors of the literature.
+        # Decay enters before the momentum, like in published detectors.
         core = optax.chain(
             optax.add_decayed_weights(weight_decay, mask=is_kernel), optax.sgd(schedule, momentum=momentum)
         )
@@ -117,9 +120,15 @@ def make_optimizer(
         core = optax.chain(optax.clip_by_global_norm(clip_norm), core)
     if frozen:
         core = optax.multi_transform({"trained": core, "frozen": optax.set_to_zero()}, label_frozen(frozen))
-    if accumulate_steps == 1:
-        return core
-    return optax.MultiSteps(core, accumulate_steps).gradient_transformation()
+    return core
+
+
+def accumulate_gradients(optimizer: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """Returns an optimizer that updates the parameters every `steps` steps, by the mean of their gradients.
+
+    Clipping acts on this mean, and the schedule of `optimizer` counts updates.
+    """
+    return optax.MultiSteps(optimizer, steps).gradient_transformation()
 
 
 def is_kernel(params):

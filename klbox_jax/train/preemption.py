@@ -1,7 +1,7 @@
-"""How a run ends when it is told to: SIGTERM, as schedulers send it, and SIGINT, which is Ctrl-C.
+"""Stops a run on SIGTERM, which schedulers send, and on SIGINT (Ctrl-C), without loss.
 
-The first signal is only noted, and the run asks for it where it can stop without loss. A second one ends the
-process at once.
+The first signal is only recorded; the run asks for it at points where it can stop without loss. A second signal ends
+the process at once.
 """
 
 import functools
@@ -21,47 +21,48 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """Listens for the signals inside its `with` block; outside of the main thread it hears none."""
+    """Records stop signals inside its `with` block; in any thread but the main one it receives none."""
 
     def __init__(self):
-        self._heard = 0
-        self._before: dict[int, object] = {}
-        self._asked: jax.Array | None = None
+        self._received = 0
+        self._handlers_before: dict[int, object] = {}
+        self._largest_received: jax.Array | None = None
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self._handlers_before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not set from Python, and cannot be put back from it.
+        for number, handler in self._handlers_before.items():
+            # None is a handler that was not set from Python and cannot be restored from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def signal(self) -> int:
-        """Returns the number of the signal that all processes stop for now; 0 to go on.
+        """Returns the number of the signal that all processes stop for now, 0 if there is none.
 
-        With several processes, all of them call it equally often. A call then returns the answer to the
-        question of the call before, which was put to the devices behind the step that ran then: no one waits
-        for it, and a signal to any process stops all of them after the same step.
+        With several processes, all of them must call it equally often. Each call starts a reduction over the signals
+        of all processes, queued on the devices after the running step, and returns the result of the reduction of the
+        call before. So no process waits for it, and a signal to one process stops all of them after the same step.
         """
         if jax.process_count() == 1:
-            return self._heard
-        answer = 0 if self._asked is None else int(self._asked)
-        self._asked = _largest(self._heard)
-        return answer
+            return self._received
+        result = 0 if self._largest_received is None else int(self._largest_received)
+        self._largest_received = _largest(self._received)
+        return result
 
-    def _hear(self, number: int, frame: object) -> None:
-        self._heard = number
-        # The next signal need not wait for Python, which a compiler can keep busy for minutes.
+    def _receive(self, number: int, frame: object) -> None:
+        self._received = number
+        # The next signal ends the process without Python, which a compiler can keep busy for minutes.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        # Not by logging, which may be in the middle of a line.
+        # Without logging, which the signal may have interrupted inside a line.
         name = signal.Signals(number).name
         os.write(2, f"{name}: stopping as soon as nothing is lost; a second signal stops at once\n".encode())
 
 
 def _largest(number: int) -> jax.Array:
+    """Returns the maximum of a number over all processes."""
     mesh = make_mesh()
     return _maximum(mesh)(put_batch(np.full(len(mesh.local_devices), number, np.int32), mesh))
 

@@ -1,4 +1,4 @@
-"""A trace of some steps, for `config.train.profile_steps`."""
+"""A profiler trace of the steps of `config.train.profile_steps`."""
 
 import pathlib
 from typing import Any
@@ -10,13 +10,13 @@ from klbox_jax.distributed import is_writer
 
 
 class Profile:
-    """Traces the steps `first` to `last` with jax.profiler; a context manager that also ends a broken-off trace.
+    """Traces a range of steps with jax.profiler; a context manager, which also ends an interrupted trace.
 
-    TensorBoard's profile plugin and Perfetto read what it writes. Process 0 alone is traced.
+    TensorBoard's profile plugin and Perfetto read the trace. Only process 0 is traced.
     """
 
     def __init__(self, steps: tuple[int, ...], folder: pathlib.Path):
-        """Takes `config.train.profile_steps`, of which `check_profile_steps` has seen that it is sound."""
+        """Takes a `config.train.profile_steps` that passed `check_profile_steps`, and the folder to write to."""
         self._first, self._last = steps if steps and is_writer() else (0, 0)
         self._folder = folder
         self._running = False
@@ -28,13 +28,16 @@ class Profile:
         self._stop()
 
     def before(self, step: int) -> None:
-        """To be called before a step is given to the devices; a run that resumes inside the range starts there."""
+        """Starts the trace if the step is in the range; call it before each step.
+
+        A run that resumes inside the range is traced from there.
+        """
         if not self._running and self._first <= step <= self._last:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """To be called with what a step returns; waits for the last step of the range, and for no other."""
+        """Ends the trace after the last step of the range, whose `results` it waits for; call it after each step."""
         if self._running and step == self._last:
             jax.block_until_ready(results)
             self._stop()
@@ -44,15 +47,3 @@ class Profile:
             self._running = False
             jax.profiler.stop_trace()
             logging.info("a trace of steps %d to %d is in %s", self._first, self._last, self._folder)
-
-
-def check_profile_steps(steps: tuple[int, ...], *, total_steps: int) -> None:
-    """Raises ValueError if `config.train.profile_steps` is not empty and no range of the run's steps either."""
-    if not steps:
-        return
-    whole = len(steps) == 2 and all(isinstance(step, int) for step in steps)
-    if not whole or not 1 <= steps[0] <= steps[1] <= total_steps:
-        raise ValueError(
-            f"config.train.profile_steps = {steps} is no range of steps; write the first and the last one, such as "
-            f"(11, 13), between 1 and {total_steps}, or () for no trace"
-        )

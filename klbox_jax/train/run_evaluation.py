@@ -1,4 +1,4 @@
-"""Evaluates a run's parameters under one or several post-processings, and writes what came out."""
+"""Evaluates a run's parameters under one or several post-processings, and writes the results."""
 
 import contextlib
 import time
@@ -31,7 +31,8 @@ from klbox_jax.train.workdir import current_versions
 from klbox_jax.train.writer import MetricWriter, Progress
 
 UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
-# PDQ counts every detection that finds nothing as one fault, whatever its score: those below are for AP alone.
+# PDQ counts every unmatched detection as a false positive, whatever its score. Detections below this score, which
+# only AP needs, are left out.
 PDQ_MIN_SCORE = 0.5
 
 
@@ -41,7 +42,7 @@ class Evaluation:
     def __init__(
         self, job: Job, settings: Mapping[str, PostprocessSettings], *, preemption: Preemption | None = None
     ):
-        """Takes the settings by name; results of the name "" lie directly in the step's folder.
+        """Takes the settings by name; results of the name "" are written directly to the folder of the step.
 
         Raises:
             ValueError: `config.evaluation.coco_backend` is unknown or not installed.
@@ -55,73 +56,38 @@ class Evaluation:
         self._latest: tuple[int | None, dict[str, dict[str, Any]]] = None, {}
 
     def __call__(self, params: Any, step: int) -> dict[str, dict[str, Any]]:
-        """Returns the metrics of each setting; asked for the same step again, those that it found.
+        """Returns the metrics of each setting. Results are cached: a second call for the same step returns them.
 
-        Writes `eval/<step>/<name>/detections.json` and `metrics.json`, the headline numbers to metrics.jsonl and
-        TensorBoard (as `val/...`, those of another split than the run's own under its name), pictures of a few images
-        to TensorBoard, and the AP of each class to the log. Where `--mode=calibrate` fitted a temperature to this
-        step and setting, `uncertainty_calibrated` is that of the scaled stds; `detections.json` has them as they came
-        from the network.
+        Writes `eval/<step>/<name>/detections.json` and `metrics.json`, headline metrics to metrics.jsonl and
+        TensorBoard, a few pictures to TensorBoard, and the AP of each class to the log. Headlines are called `val/...`,
+        or `<split>/...` for another split than the run's own.
+
+        If `--mode=calibrate` fitted a temperature to this step and setting, `uncertainty_calibrated` scores the scaled
+        stds. `detections.json` always has the stds of the network.
 
         Raises:
-            Preempted: it was told to stop before all detections were scored; nothing of them is written.
+            Preempted: a signal stopped it before all detections were scored; nothing is written.
         """
-        if self._latest[0] == step:  # as where a training ends early, with an evaluation
+        if self._latest[0] == step:  # a training that ends early has evaluated its last step already
             return self._latest[1]
         job = self._job
         started = time.perf_counter()
         results = self.detections(params, job.eval_source, job.eval_plan, step=step)
         seconds = time.perf_counter() - started
-        truth = job.eval_source.coco_ground_truth()
-        metrics = {}
-        for name, rows in results.items():
-            metrics[name] = self._score(truth, rows)
-            temperature = load_temperature(job.workdir, step, self._settings[name])
-            if temperature is not None:
-                scaled = scale_stds(rows, temperature)
-                metrics[name]["uncertainty_calibrated"] = evaluate_uncertainty(truth, scaled)
-            self._stop_if_told(step)
+        metrics = self._score_all(results, step)
         for name, numbers in metrics.items():
-            folder = job.workdir.eval_dir(step) / name
-            provenance = {
-                "step": step,
-                "seed": job.config.seed,
-                "data": job.eval_source.name,
-                "data_fingerprint": getattr(job.eval_source, "fingerprint", None),
-                "postprocess": vars(self._settings[name]),
-                "eval_seconds": seconds,
-                "versions": current_versions(),
-            }
-            if is_writer():
-                write_json(folder / "detections.json", results[name])
-                # The metrics come last: where they stand, the evaluation is whole.
-                write_json(folder / "metrics.json", {**numbers, **provenance})
-            self._log(name, numbers, step)
-        group = self._group()
-        with MetricWriter(job.workdir) as writer:
-            for name, numbers in metrics.items():
-                prefix = f"{group}/{name}/" if name else f"{group}/"
-                headlines = (*HEADLINES, *FURTHER_HEADLINES)
-                scalars = {prefix + key: numbers[key] for key in headlines if key in numbers}
-                scalars |= {f"{prefix}AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
-                by_iou = zip(IOU_THRESHOLDS, numbers["AP_by_iou"], strict=True)
-                scalars |= {f"{prefix}AP_iou/{iou:.2f}": ap for iou, ap in by_iou}
-                scalars |= {prefix + key: numbers["uncertainty"][key] for key in UNCERTAINTY_HEADLINES}
-                writer.write(step, {k: v for k, v in scalars.items() if v is not None})
-            if is_writer():
-                first, rows = next(iter(results.items()))
-                pictures = draw_samples(job.eval_source, rows, count=job.config.evaluation.num_pictures)
-                prefix = f"{group}_pictures/{first}/" if first else f"{group}_pictures/"
-                writer.write_images(step, {prefix + name: picture for name, picture in pictures.items()})
-        logging.info("%d traces of the eval step", self._step._cache_size())
+            self._write_files(name, results[name], numbers, step, seconds=seconds)
+            _log(name, numbers, step)
+        self._write_metrics(metrics, results, step)
+        logging.info("%d traces of the eval step", self._step.num_traces)
         self._latest = step, metrics
         return metrics
 
     def detections(self, params: Any, source: Source, plan: EvalPlan, *, step: int) -> dict[str, list[dict]]:
-        """Returns the detections of a source's images for each setting, as entries of a COCO results file.
+        """Returns the detections in a source's images for each setting, as entries of a COCO results file.
 
         Raises:
-            Preempted: it was told to stop; `step` is what the message calls the parameters.
+            Preempted: a signal stopped it; the message names `step`.
         """
         job = self._job
         evaluator = Evaluator(step=self._step, mesh=job.mesh, category_ids=source.category_ids)
@@ -140,17 +106,11 @@ class Evaluation:
 
             def on_batch(finished: int) -> None:
                 progress.update(finished)
-                self._stop_if_told(step)
+                self._check_preemption(step)
 
             return evaluator(params, batches, on_batch=on_batch)
 
-    def _group(self) -> str:
-        """`val` for the run's own evaluation split, on which its best step is chosen, else the split's name."""
-        split, file = self._job.config.data.eval_split, self._job.workdir.config
-        own = read_json(file)["data"].get("eval_split", split) if file.exists() else split
-        return "val" if split == own else split
-
-    def _stop_if_told(self, step: int) -> None:
+    def _check_preemption(self, step: int) -> None:
         if stopped_by := self._preemption.signal():
             raise Preempted(
                 stopped_by,
@@ -158,8 +118,20 @@ class Evaluation:
                 "same command begins that evaluation again",
             )
 
+    def _score_all(self, results: Mapping[str, list[dict]], step: int) -> dict[str, dict[str, Any]]:
+        truth = self._job.eval_source.coco_ground_truth()
+        metrics = {}
+        for name, rows in results.items():
+            metrics[name] = self._score(truth, rows)
+            temperature = load_temperature(self._job.workdir, step, self._settings[name])
+            if temperature is not None:
+                scaled = scale_stds(rows, temperature)
+                metrics[name]["uncertainty_calibrated"] = evaluate_uncertainty(truth, scaled)
+            self._check_preemption(step)
+        return metrics
+
     def _score(self, ground_truth: dict, results: list[dict]) -> dict[str, Any]:
-        """COCO AP, LRP, PDQ and uncertainty of the boxes; AP of the masks, and VOC 2007's AP, where they belong."""
+        """Returns COCO AP, LRP, PDQ and uncertainty metrics of the boxes, AP of the masks, and the AP of VOC 2007."""
         numbers = evaluate_detections(ground_truth, results, backend=self._backend)
         numbers["uncertainty"] = evaluate_uncertainty(ground_truth, results)
         numbers["LRP"] = evaluate_lrp(ground_truth, results)
@@ -173,15 +145,67 @@ class Evaluation:
             numbers["AP_voc"] = evaluate_voc(ground_truth, results)["AP_11_points"]
         return numbers
 
-    def _log(self, name: str, numbers: dict[str, Any], step: int) -> None:
-        def show(ap):
-            return "-" if ap is None else f"{ap:.1f}"
+    def _write_files(
+        self, name: str, results: list[dict], numbers: dict[str, Any], step: int, *, seconds: float
+    ) -> None:
+        """Writes the detections and the metrics of a setting; `seconds` is the time of the detection."""
+        job = self._job
+        folder = job.workdir.eval_dir(step) / name
+        provenance = {
+            "step": step,
+            "seed": job.config.seed,
+            "data": job.eval_source.name,
+            "data_fingerprint": job.eval_source.fingerprint,
+            "postprocess": vars(self._settings[name]),
+            "eval_seconds": seconds,
+            "versions": current_versions(),
+        }
+        if is_writer():
+            write_json(folder / "detections.json", results)
+            # The metrics come last: if they exist, the evaluation is complete.
+            write_json(folder / "metrics.json", {**numbers, **provenance})
 
-        headline = "  ".join(f"{key} {show(numbers[key])}" for key in HEADLINES)
-        headline += "".join(f"  {key} {show(numbers[key])}" for key in FURTHER_HEADLINES if key in numbers)
-        uncertainty = numbers["uncertainty"]
-        if uncertainty["NLL"] is not None:
-            headline += "".join(f"  {key} {uncertainty[key]:.3f}" for key in ("NLL", "coverage_1sigma"))
-        classes = "  ".join(f"{key} {show(ap)}" for key, ap in numbers["AP_by_class"].items())
-        logging.info("step %d %s: %s", step, name or "evaluation", headline)
-        logging.info("step %d %s AP by class: %s", step, name or "evaluation", classes)
+    def _write_metrics(
+        self, metrics: Mapping[str, dict[str, Any]], results: Mapping[str, list[dict]], step: int
+    ) -> None:
+        """Writes the headlines of each setting, and pictures of the first one, to metrics.jsonl and TensorBoard."""
+        job, group = self._job, self._group()
+        with MetricWriter(job.workdir) as writer:
+            for name, numbers in metrics.items():
+                prefix = f"{group}/{name}/" if name else f"{group}/"
+                writer.write(step, {prefix + key: value for key, value in _headlines(numbers).items()})
+            if is_writer():
+                first, rows = next(iter(results.items()))
+                pictures = draw_samples(job.eval_source, rows, count=job.config.evaluation.num_pictures)
+                prefix = f"{group}_pictures/{first}/" if first else f"{group}_pictures/"
+                writer.write_images(step, {prefix + name: picture for name, picture in pictures.items()})
+
+    def _group(self) -> str:
+        """Returns `val` for the run's own evaluation split, which chooses its best step, else the split's name."""
+        split, file = self._job.config.data.eval_split, self._job.workdir.config
+        own = read_json(file)["data"].get("eval_split", split) if file.exists() else split
+        return "val" if split == own else split
+
+
+def _headlines(numbers: dict[str, Any]) -> dict[str, float]:
+    """Returns the metrics that go to metrics.jsonl, by name, without those that are None."""
+    found = {key: numbers[key] for key in (*HEADLINES, *FURTHER_HEADLINES) if key in numbers}
+    found |= {f"AP_class/{key}": ap for key, ap in numbers["AP_by_class"].items()}
+    by_iou = zip(IOU_THRESHOLDS, numbers["AP_by_iou"], strict=True)
+    found |= {f"AP_iou/{iou:.2f}": ap for iou, ap in by_iou}
+    found |= {key: numbers["uncertainty"][key] for key in UNCERTAINTY_HEADLINES}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _log(name: str, numbers: dict[str, Any], step: int) -> None:
+    def show(ap):
+        return "-" if ap is None else f"{ap:.1f}"
+
+    headline = "  ".join(f"{key} {show(numbers[key])}" for key in HEADLINES)
+    headline += "".join(f"  {key} {show(numbers[key])}" for key in FURTHER_HEADLINES if key in numbers)
+    uncertainty = numbers["uncertainty"]
+    if uncertainty["NLL"] is not None:
+        headline += "".join(f"  {key} {uncertainty[key]:.3f}" for key in ("NLL", "coverage_1sigma"))
+    classes = "  ".join(f"{key} {show(ap)}" for key, ap in numbers["AP_by_class"].items())
+    logging.info("step %d %s: %s", step, name or "evaluation", headline)
+    logging.info("step %d %s AP by class: %s", step, name or "evaluation", classes)

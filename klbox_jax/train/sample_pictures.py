@@ -1,4 +1,4 @@
-"""A few images of the evaluation with what was found in them, for TensorBoard and for the pictures of experiments."""
+"""Draws detections on a few evaluation images, for TensorBoard and for the pictures of experiments."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -9,19 +9,19 @@ from klbox_jax.report.pictures import draw_detections, shrink
 
 # Detections below this score are not drawn.
 MIN_SCORE = 0.4
-# A larger image is shrunk.
+# Larger images are shrunk to this.
 LONG_SIDE = 800
 
 
 def draw_samples(source: Source, results: list[dict], *, count: int) -> dict[str, UInt8[ndarray, "_ _ 3"]]:
-    """Returns pictures by image id: boxes in their bands of one and two stds, true boxes dashed.
+    """Returns pictures by image id: boxes with bands of one and two stds, true boxes dashed.
 
-    The images are spread evenly over the set, the same ones at each evaluation. One that cannot be read is left out.
+    The images are spread evenly over the set and are the same at each evaluation. Unreadable images are left out.
 
     Args:
         source: the evaluation set.
-        results: entries of a COCO results file, with `bbox_std` where the detector has variances.
-        count: pictures, at most as many as there are images.
+        results: entries of a COCO results file, with `bbox_std` if the detector predicts variances.
+        count: largest number of pictures.
     """
     class_of = dict(zip(source.category_ids, source.class_names, strict=True))
     indices = np.linspace(0, len(source.records) - 1, min(count, len(source.records)))
@@ -30,7 +30,7 @@ def draw_samples(source: Source, results: list[dict], *, count: int) -> dict[str
         record = source.records[index]
         try:
             image = shrink(source.load_image(index), long_side=LONG_SIDE)
-        except DataError:  # the loader has told
+        except DataError:  # the loader has reported it
             continue
         scale = np.tile([image.shape[1] / record.width, image.shape[0] / record.height], 2)[None]
         found = [r for r in results if r["image_id"] == record.image_id and r["score"] >= MIN_SCORE]

@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 from typing import Any
 
@@ -7,14 +7,13 @@ import flax.struct
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a checkpoint holds: arrays only, no functions.
+    """The content of a checkpoint: arrays only, no functions.
 
-    Also the carrier of abstract states (`jax.ShapeDtypeStruct`) and shardings, so its fields are not
-    checked for shapes.
+    It also holds abstract states (`jax.ShapeDtypeStruct`) and shardings, so the shapes of its fields are not checked.
 
     Attributes:
         step: number of finished steps, each of one batch, int32 scalar.
-        params: the variables that `Module.apply` reads, a nested dictionary.
+        params: parameters of the model, a nested dictionary.
         opt_state: state of the optax transformation.
     """
 

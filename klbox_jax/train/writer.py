@@ -1,7 +1,7 @@
-"""What a run tells: numbers into files, and one line of progress for whoever watches.
+"""Metric writers (JSONL, TensorBoard) and the progress bar.
 
 A line of `metrics.jsonl` is `{"step": 20, "time": 1700000000.0, "train/loss": 1.5, ...}`. JSON has no NaN and
-no infinity; such a number is written as null, and the record names it: `"nonfinite": {"train/loss": "nan"}`.
+no infinity; such a number is written as null, and the record lists it: `"nonfinite": {"train/loss": "nan"}`.
 """
 
 import io
@@ -26,7 +26,7 @@ from klbox_jax.train.workdir import Workdir
 class MetricWriter:
     """Appends metrics to a run's `metrics.jsonl` and TensorBoard files; a context manager.
 
-    Every record is on its way to the disk when `write` returns. Only process 0 writes.
+    Every record is flushed to the operating system when `write` returns. Only process 0 writes.
     """
 
     def __init__(self, workdir: Workdir, *, resume_step: int | None = None, tensorboard: bool = True):
@@ -34,9 +34,8 @@ class MetricWriter:
 
         Args:
             workdir: the run's folder.
-            resume_step: the step that training goes on from (0 from the start); what was recorded of later
-                steps is cut away, as it will be recorded again. None only appends, and may do so while
-                another process writes.
+            resume_step: the step that training resumes from (0 at the start); records of later steps are removed,
+                because they will be written again. None only appends, and may do so while another process writes.
             tensorboard: write event files too.
 
         Raises:
@@ -74,8 +73,7 @@ class MetricWriter:
             numbers: Python, NumPy or JAX scalars; names like `train/loss_box`.
 
         Raises:
-            ValueError: a name is taken by the record itself ('step', 'time', 'nonfinite'), or a value is not
-                one number.
+            ValueError: a name is one of the record's own ('step', 'time', 'nonfinite'), or a value is not one number.
         """
         if self._file is None:
             return
@@ -116,14 +114,14 @@ class MetricWriter:
 
 
 class _EventFile:
-    """A TensorBoard file that is written as it is told.
+    """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX' own `SummaryWriter` writes from a thread, which a full disk ends; the training would then wait
-    for it forever.
+    tensorboardX's own `SummaryWriter` writes from another thread. A full disk ends that thread, and the training would
+    then wait for it forever.
     """
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int | None):
-        # A tenth of a second that runs without it need not wait for.
+        # This import takes a tenth of a second, so it is left to runs that need it.
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -132,7 +130,7 @@ class _EventFile:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
         if purge_step is not None:
-            # TensorBoard hides what was recorded from this step on.
+            # TensorBoard hides earlier records from this step on.
             self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalars(self, values: Mapping[str, int | float], step: int) -> None:
@@ -151,15 +149,22 @@ class _EventFile:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file in the order written; skips lines that were cut short."""
+    """Returns the records of a metrics file in the order written; skips incomplete lines."""
     lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     return [record for line in lines if (record := _parse(line)) is not None]
 
 
-class Progress:
-    """One line that says how far a loop is: a bar on a terminal, a line now and then in a log.
+def last_value(workdir: Workdir, name: str) -> float | int:
+    """Returns the value of a metric in its last record; 0 if there is none."""
+    if not workdir.metrics.exists():
+        return 0
+    return next((r[name] for r in reversed(read_metrics(workdir.metrics)) if name in r), 0)
 
-    Steps per second are those since the line before; the first line, which waits for the compiler, has none.
+
+class Progress:
+    """Shows the progress of a loop: a bar on a terminal, otherwise a line every few seconds.
+
+    The rate counts the steps since the line before. The first line has none, because its step waits for the compiler.
     """
 
     def __init__(
@@ -196,7 +201,7 @@ class Progress:
         self.close()
 
     def update(self, step: int, **numbers: Any) -> None:
-        """Tells that `step` steps are finished; numbers are converted, and so waited for, only when shown."""
+        """Sets the number of finished steps. JAX numbers are converted, and so waited for, only when they are shown."""
         self._pending = (step, numbers)
         now = time.monotonic()
         if self._last is None or now - self._last[1] >= self._interval:
@@ -239,11 +244,11 @@ def _cut_after(path: pathlib.Path, step: int) -> None:
     for line in lines:
         record = _parse(line)
         if record is None or not line.endswith("\n"):
-            logging.warning("%s: dropping a line that was cut short: %.80r", path, line)
+            logging.warning("%s: dropping an incomplete line: %.80r", path, line)
         elif record["step"] <= step:
             kept.append(line)
     if len(kept) < len(lines):
-        logging.info("%s: %d lines after step %d are cut away", path, len(lines) - len(kept), step)
+        logging.info("%s: removed %d lines after step %d", path, len(lines) - len(kept), step)
         write_atomically(path, "".join(kept))
 
 

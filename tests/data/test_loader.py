@@ -32,6 +32,7 @@ class MemorySource:
     name = "memory"
     class_names = ("a", "b")
     category_ids = (1, 2)
+    fingerprint = None
 
     def __init__(self, num_images=26, *, unreadable=(), with_stds=False):
         self.unreadable = set(unreadable)

@@ -16,7 +16,7 @@ from klbox_jax.models.build import BACKBONES, BOX_HEADS, build_model
 from klbox_jax.models.convolution import Conv
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
-from klbox_jax.train.step import lower_create_state, train_step
+from klbox_jax.train.step import TrainStep, lower_create_state
 from tests.thin import random_batch, scenes_config
 
 ALL_HEADS = {
@@ -43,7 +43,7 @@ def training(dtype):
     optimizer, schedule = build_optimizer(
         config.optimizer, batch_size=config.train.batch_size, accumulate_steps=1, total_steps=100
     )
-    step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
+    step = TrainStep(model=model, optimizer=optimizer, schedule=schedule, seed=0)
     state = lower_create_state(model, optimizer, batch=dummy_batch((64, 96))).out_info
     # Exporting puts descriptions of arrays into the types of its arguments, which refuse them: so flat lists.
     leaves, structure = jax.tree.flatten((state, batch_with_masks()))

@@ -1,12 +1,9 @@
-"""What an export writes, and that it does elsewhere what the detector does here."""
+"""The files of an export, and that they give the same detections without this package."""
 
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -21,13 +18,14 @@ from klbox_jax.serving.predictor import load
 from klbox_jax.train.job import Job
 from klbox_jax.weights.safetensors_file import load_params, save_params
 from tests.coco_folder import CATEGORIES
+from tests.programs import run_python
 from tests.serving.thin_run import write_run
 from tests.thin import coco_config
 
 CANVASES = ((64, 96), (96, 64))
-# What a calibration has found: factors on the stds of x1, y1, x2, y2.
+# The temperature of a calibration: factors on the stds of x1, y1, x2, y2.
 TEMPERATURE = [1.0, 2.0, 0.5, 3.0]
-# Runs the copied loader where this package and what it is made of cannot be imported.
+# Runs the copied loader in a process that cannot import this package or its libraries.
 ELSEWHERE = """
 import sys
 
@@ -47,15 +45,10 @@ for number, found in enumerate(Detector(".").detect([images[name] for name in im
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("export")
-
-
-@pytest.fixture(scope="module")
-def job(folder):
+def job(module_path):
     fields = {"data.canvases": CANVASES, "export.batch_size": 2}
-    config = coco_config("no data set is asked for", "loss=kl,suppression=soft_gaussian", **fields)
-    workdir = write_run(folder / "run", config)
+    config = coco_config("no data set is needed", "loss=kl,suppression=soft_gaussian", **fields)
+    workdir = write_run(module_path / "run", config)
     settings = vars(PostprocessSettings(**config.postprocess))
     write_json(workdir.calibration_file(3), {"temperature": TEMPERATURE, "postprocess": settings})
     return Job(config=config, workdir=workdir)
@@ -81,27 +74,15 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def found(folder, exported, images):
-    """What the exported folder finds, moved elsewhere, in a process without this package."""
-    elsewhere = shutil.copytree(exported, folder / "elsewhere")
-    (folder / "found").mkdir()
-    np.savez(folder / "images.npz", *images)
-    variables = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    arguments = [sys.executable, "-W", "error", "-c", ELSEWHERE, folder / "images.npz", folder / "found"]
-    process = subprocess.run(
-        list(map(str, arguments)),
-        cwd=elsewhere,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    return [dict(np.load(folder / "found" / f"{number}.npz")) for number in range(len(images))]
+def found(module_path, exported, images):
+    """The results of the exported folder, moved elsewhere, in a process without this package."""
+    elsewhere = shutil.copytree(exported, module_path / "elsewhere")
+    results = module_path / "found"
+    results.mkdir()
+    np.savez(module_path / "images.npz", *images)
+    arguments = (ELSEWHERE, module_path / "images.npz", results)
+    run_python("-W", "error", "-c", *arguments, cwd=elsewhere)
+    return [dict(np.load(results / f"{number}.npz")) for number in range(len(images))]
 
 
 def test_what_an_export_writes(exported, job, predictor):
@@ -207,7 +188,7 @@ FAULTS = {
         lambda folder: (folder / "model.json").write_text("[]"),
         r"model\.json does not describe an",
     ),
-    "no JSON": (lambda folder: cut(folder / "model.json"), r"model\.json is no JSON"),
+    "no JSON": (lambda folder: cut(folder / "model.json"), r"model\.json is not JSON"),
     "another version": (
         lambda folder: edit(folder, format_version=2),
         r"is of format version 2, and this loader reads version 1; use the load_detector\.py of that folder$",
@@ -215,7 +196,7 @@ FAULTS = {
     "a field less": (lambda folder: edit(folder, programs=[{}]), r"is incomplete \(KeyError\('canvas'\)\)"),
     "a later jax": (
         lambda folder: edit(folder, calling_convention_version=99, jax="9.9"),
-        r"have calling convention 99, and jax [\d.]+ knows \d+ to \d+; install jax 9\.9, or export it again$",
+        r"have calling convention 99, and jax [\d.]+ reads \d+ to \d+; install jax 9\.9, or export it again$",
     ),
     "another platform": (
         lambda folder: edit(folder, platforms=["tpu", "cuda"]),
@@ -241,7 +222,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_told_in_one_line(copy, images, fault):
+def test_a_fault_is_reported_in_one_line(copy, images, fault):
     damage, message = FAULTS[fault]
     damage(copy)
     with pytest.raises(ModelError, match=message) as error:
@@ -264,8 +245,7 @@ def test_the_loader_alone_imports_little():
         f"runpy.run_path({loader.__file__!r})\n"
         "print({name.split('.')[0] for name in sys.modules} & {'klbox_jax', 'flax', 'cv2', 'orbax', 'safetensors'})"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout == "set()\n"
+    assert run_python("-c", code)[0] == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +253,7 @@ def test_the_loader_alone_imports_little():
     [
         (
             {"platforms": ("cpu", "abacus")},
-            r"config\.export\.platforms = \('cpu', 'abacus'\): choose of cpu, cuda",
+            r"config\.export\.platforms = \('cpu', 'abacus'\): choose one or more of cpu, cuda",
         ),
         ({"platforms": ()}, r"config\.export\.platforms = \(\)"),
         ({"batch_size": 0}, r"config\.export\.batch_size = 0: must be positive"),
@@ -315,5 +295,5 @@ def test_the_weights_are_read_by_definition(tmp_path, exported):
         np.testing.assert_array_equal(value, wanted[name])
     header = json.dumps({"a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}).encode()
     for bad in (b"", b"\1", len(header).to_bytes(8, "little") + header + bytes(8), content[:-1]):
-        with pytest.raises(ModelError, match="no safetensors file of float numbers"):
+        with pytest.raises(ModelError, match="is not a safetensors file of float numbers"):
             loader._read_safetensors(bad, exported)

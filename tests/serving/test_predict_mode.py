@@ -14,33 +14,23 @@ from klbox_jax.errors import CheckpointError, Preempted
 from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.report.pictures import shrink
-from klbox_jax.serving import predict as predict_module
+from klbox_jax.serving import predict_mode
 from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.predict_mode import find_images
 from klbox_jax.serving.predictor import load
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
-from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run
+from tests.serving.thin_run import TWO_CANVASES, write_run
 from tests.thin import coco_config
 
-# Random parameters are sure of nothing; these draw and count something.
+# Random parameters give low scores; with this threshold some objects are drawn and counted.
 FIELDS = TWO_CANVASES | {"predict.score_threshold": 0.34}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("predict")
-
-
-@pytest.fixture(scope="module")
-def photographs(folder):
-    return folder / "photographs", write_photographs(folder / "photographs")
-
-
-@pytest.fixture(scope="module")
-def workdir(folder):
-    # No data set is asked for.
-    return write_run(folder / "run", coco_config("", **FIELDS))
+def workdir(module_path):
+    # No data set is needed.
+    return write_run(module_path / "run", coco_config("", **FIELDS))
 
 
 def config(photographs, arg=None, **fields):
@@ -68,7 +58,7 @@ def output(workdir, photographs):
 def loaded(workdir, monkeypatch):
     """One predictor for all calls, so that it is compiled once."""
     predictor = load(workdir.path)
-    monkeypatch.setattr(predict_module, "load", lambda path, step, settings: predictor)
+    monkeypatch.setattr(predict_mode, "load", lambda path, step, settings: predictor)
     return predictor
 
 
@@ -132,7 +122,7 @@ def test_as_many_pictures_as_asked_for(workdir, loaded, photographs, tmp_path):
     assert len(read_json(tmp_path / "few" / "detections.json")["images"]) == 4
     assert (tmp_path / "few" / "index.html").read_text().count("<img") == 1
     # All of two canvases, however many images.
-    assert loaded._step._cache_size() == 2
+    assert loaded._step.num_traces == 2
 
 
 def test_images_that_cannot_be_read(workdir, loaded, photographs, tmp_path):
@@ -162,7 +152,7 @@ def test_what_was_found_before_a_signal_is_kept(workdir, loaded, photographs, tm
     output = tmp_path / "stopped"
     job = Job(config=config(photographs[0], **{"predict.output": str(output)}), workdir=workdir)
     with pytest.raises(Preempted, match=r"SIGTERM: 2 of 7 images are in .*stopped"):
-        predict_module.predict(job, preemption=AfterTwo())
+        predict_mode.predict(job, preemption=AfterTwo())
     content = read_json(output / "detections.json")
     assert len(content["images"]) + len(content["failed"]) == 2
     assert (output / "index.html").exists()
@@ -178,7 +168,7 @@ def test_what_there_is_to_predict_on(photographs, tmp_path, monkeypatch):
         ValueError, match=r"there is no image in the folder .*brackets.; names of images end in"
     ):
         find_images(str(tmp_path / "[brackets]"))
-    with pytest.raises(ValueError, match=r"there is no image in what .*\*\.jpg matches"):
+    with pytest.raises(ValueError, match=r"there is no image in the matches of .*\*\.jpg; names"):
         find_images(str(tmp_path / "*.jpg"))
     with pytest.raises(ValueError, match="there is no such file or folder"):
         find_images(str(tmp_path / "nowhere"))

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 import sys
 import types
 
@@ -20,38 +19,27 @@ from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import load
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir
 from klbox_jax.weights.safetensors_file import WeightFileError, save_params
 from tests.coco_folder import write_folder
-from tests.serving.thin_run import TWO_CANVASES, write_photographs, write_run
+from tests.serving.thin_run import TWO_CANVASES, copy_run, write_run
 from tests.thin import coco_config
 
 pytestmark = pytest.mark.four_devices
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("predictor")
+def config(module_path):
+    return coco_config(write_folder(module_path / "pond", images_per_shape=1), **TWO_CANVASES)
 
 
 @pytest.fixture(scope="module")
-def config(folder):
-    return coco_config(write_folder(folder / "pond", images_per_shape=1), **TWO_CANVASES)
-
-
-@pytest.fixture(scope="module")
-def workdir(folder, config):
-    return write_run(folder / "run", config, steps=(3, 6))
+def workdir(module_path, config):
+    return write_run(module_path / "run", config, steps=(3, 6))
 
 
 @pytest.fixture(scope="module")
 def predictor(workdir):
     return load(workdir.path)
-
-
-@pytest.fixture(scope="module")
-def photographs(folder):
-    return folder / "photographs", write_photographs(folder / "photographs")
 
 
 def assert_same(one, other):
@@ -103,7 +91,7 @@ def test_a_path_a_pillow_image_and_an_array_are_one(predictor, photographs):
             assert_same(predictor(image), expected)
     # Five sizes, two canvases.
     assert {pixels.shape for pixels in images.values()} >= {(100, 150, 3), (150, 100, 3), (80, 80, 3)}
-    assert predictor._step._cache_size() == 2
+    assert predictor._step.num_traces == 2
 
 
 def test_an_image_too_long_for_any_canvas_is_shrunk(predictor):
@@ -198,13 +186,8 @@ def test_supervision(predictor, photographs, monkeypatch):
         prediction.to_supervision()
 
 
-def copied(workdir, path, *left_out):
-    shutil.copytree(workdir.path, path, ignore=shutil.ignore_patterns(*left_out))
-    return Workdir(path)
-
-
 def test_calibrated_stds(workdir, predictor, photographs, tmp_path):
-    calibrated = copied(workdir, tmp_path / "calibrated")
+    calibrated = copy_run(workdir, tmp_path / "calibrated")
     write_json(
         calibrated.calibration_file(6),
         {"temperature": [1.0, 2.0, 0.5, 3.0], "postprocess": vars(predictor.settings)},
@@ -214,7 +197,7 @@ def test_calibrated_stds(workdir, predictor, photographs, tmp_path):
     assert load(calibrated.path, step=3).temperature is None
     loaded = load(calibrated.path)
     assert loaded.temperature.tolist() == [1, 2, 0.5, 3]
-    # Of stds after other voting it says nothing.
+    # The calibration does not hold for the stds of another voting.
     assert loaded.with_settings(voting="none").temperature is None
     loaded.__dict__["_step"] = predictor._step  # compiled for the same parameters and settings
     image = photographs[1]["square <b>&.png"]
@@ -225,7 +208,7 @@ def test_calibrated_stds(workdir, predictor, photographs, tmp_path):
 
 
 def test_a_shipped_folder(workdir, predictor, tmp_path):
-    shipped = copied(workdir, tmp_path / "shipped", "checkpoints")
+    shipped = copy_run(workdir, tmp_path / "shipped", "checkpoints")
     _, params = restore_params(workdir.checkpoints)
     path = shipped.path / "model.safetensors"
     save_params(path, params, metadata={"step": "6"})
@@ -251,7 +234,7 @@ def test_a_step_is_chosen(workdir, predictor):
 
 
 def test_classes_of_a_run_that_did_not_keep_them(workdir, tmp_path):
-    older = copied(workdir, tmp_path / "older", "classes.json")
+    older = copy_run(workdir, tmp_path / "older", "classes.json")
     loaded = load(older.path)
     assert (loaded.class_names, loaded.category_ids) == (("fish", "ray"), (3, 7))
     fields = read_json(older.config)
@@ -274,8 +257,8 @@ def test_folders_of_no_run(workdir, tmp_path):
     with pytest.raises(WorkdirError, match=r"nowhere is not the folder of a run: it has no config.json"):
         load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="has no checkpoint; train first"):
-        load(copied(workdir, tmp_path / "empty", "checkpoints").path)
-    other = copied(workdir, tmp_path / "other", "checkpoints")
+        load(copy_run(workdir, tmp_path / "empty", "checkpoints").path)
+    other = copy_run(workdir, tmp_path / "other", "checkpoints")
     fields = read_json(other.config)
     del fields["model"]["rpn"]
     write_json(other.config, fields)

@@ -1,4 +1,6 @@
-"""The folder of a run that was never trained, and photographs of several sizes and sorts to call it on."""
+"""The folder of a run that was never trained, and photographs of several sizes and formats to call it on."""
+
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ TWO_CANVASES = {"data.short_side": 64, "data.canvases": ((64, 96), (96, 64))}
 
 
 def write_run(path, config, *, steps=(3,), categories=CATEGORIES):
-    """Each checkpoint has random parameters of its own."""
+    """Writes a run; each checkpoint has other random parameters."""
     workdir = Workdir(path)
     workdir.prepare(config.to_dict())
     names, ids = ([category[key] for category in categories] for key in ("name", "id"))
@@ -33,6 +35,12 @@ def write_run(path, config, *, steps=(3,), categories=CATEGORIES):
             )
             checkpoints.save(state)
     return workdir
+
+
+def copy_run(workdir, path, *left_out):
+    """Copies the folder of a run, without the entries that match one of the patterns."""
+    shutil.copytree(workdir.path, path, ignore=shutil.ignore_patterns(*left_out))
+    return Workdir(path)
 
 
 def write_photographs(folder):

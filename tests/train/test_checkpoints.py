@@ -1,10 +1,5 @@
 import logging
-import os
-import pathlib
 import signal
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +11,8 @@ from klbox_jax import distributed
 from klbox_jax.errors import CheckpointError
 from klbox_jax.train.checkpoints import Checkpoints, find_fault, find_steps, restore_params
 from klbox_jax.train.state import TrainState
+from tests.bits import assert_same_bits
+from tests.programs import run_python
 
 pytestmark = pytest.mark.four_devices
 
@@ -40,14 +37,6 @@ def make_state(step, seed=0):
 
 def abstract(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def assert_same_bits(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype
-        assert a.shape == b.shape
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def save_all(directory, steps, max_to_keep=10):
@@ -98,7 +87,7 @@ def test_keeps_the_newest_steps(tmp_path):
 
 
 def folders(path):
-    """Names of what lies in the folder, but for the mark that there was a save."""
+    """Names of the entries of a folder, except the mark of a completed save."""
     return sorted(entry.name for entry in path.iterdir() if entry.name != ".saved_before")
 
 
@@ -112,7 +101,7 @@ def test_nothing_is_deleted_before_the_new_digests_exist(tmp_path, monkeypatch):
         monkeypatch.setattr("klbox_jax.train.checkpoints.write_json", fail)
         with pytest.raises(
             CheckpointError,
-            match=rf"^{tmp_path / '2'} cannot be saved: .*No space left.*those before it are as they were \(steps 1\)",
+            match=rf"^{tmp_path / '2'} cannot be saved: .*No space left.*earlier checkpoints are unchanged \(steps 1\)",
         ):
             checkpoints.save(make_state(2))
     # What the failed save took is free again.
@@ -121,7 +110,7 @@ def test_nothing_is_deleted_before_the_new_digests_exist(tmp_path, monkeypatch):
     assert int(restore(tmp_path).step) == 1
 
 
-def test_a_full_disk_as_tensorstore_tells_of_it(tmp_path, monkeypatch):
+def test_a_full_disk_as_tensorstore_reports_it(tmp_path, monkeypatch):
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(make_state(1))
         original = checkpoints._manager.save
@@ -158,7 +147,7 @@ def test_a_protected_step_stays_until_another_is_protected(tmp_path):
     assert find_fault(tmp_path / "3") is None
 
 
-def test_a_lost_proof_is_no_interrupted_first_save(tmp_path):
+def test_lost_digests_are_no_interrupted_first_save(tmp_path):
     """The only checkpoint of a run that has lost its digests: an error, not step 0."""
     save_all(tmp_path, [1, 2], max_to_keep=1)
     (tmp_path / "2" / "digests.json").unlink()
@@ -221,7 +210,7 @@ def test_falls_back_to_the_newest_sound_checkpoint_and_says_why(tmp_path, caplog
         assert checkpoints.latest_step() == 4
         restored = checkpoints.restore(abstract(make_state(0)))
         assert_same_bits(restored, make_state(2))
-        messages = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
+        messages = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
         assert messages[0].startswith(f"checkpoint {tmp_path / '4'} is not sound")
         assert "digests.json is missing" in messages[0]
         assert str(damaged.relative_to(tmp_path / "3")) in messages[1]
@@ -324,10 +313,7 @@ KILLED_SAVE = """
     [("before_the_digests", ["1", "2"]), ("before_the_rename", ["1", "2.orbax-checkpoint-tmp"])],
 )
 def test_a_killed_save_costs_only_itself(tmp_path, where, left):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED_SAVE), str(tmp_path), where]
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    run_python("-c", KILLED_SAVE, tmp_path, where, status=-signal.SIGKILL)
     assert folders(tmp_path) == left
     state = TrainState(jnp.int32(0), {"w": jnp.zeros(3)}, {})
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
@@ -340,7 +326,7 @@ def test_a_killed_save_costs_only_itself(tmp_path, where, left):
     assert find_fault(tmp_path / "2") is None
 
 
-def test_a_run_killed_inside_its_first_save_begins_anew(tmp_path):
+def test_a_run_killed_inside_its_first_save_starts_from_step_0(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(make_state(1))
     (tmp_path / "1" / "digests.json").unlink()

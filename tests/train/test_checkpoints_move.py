@@ -1,21 +1,17 @@
-"""A checkpoint of eight devices goes on on one and on four; `test_safetensors_file.py` has the exported weights."""
-
-import os
-import pathlib
-import subprocess
-import sys
+"""A checkpoint of eight devices is restored on one and on four; `test_safetensors_file.py` has exported weights."""
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from klbox_jax.distributed import batch_sharding, replicated
 from klbox_jax.train.checkpoints import Checkpoints, find_fault, restore_params
 from klbox_jax.train.state import TrainState
+from tests.bits import assert_same_bits
+from tests.meshes import mesh_of
+from tests.programs import run_python
 
-ROOT = pathlib.Path(__file__).parents[2]
-# The momentum is dealt to the devices, as no state of ours is: arrays that are cut move too.
+# The momentum is split among the devices, unlike any state of the package: split arrays move too.
 SAVE = """
 import sys
 import jax
@@ -52,31 +48,12 @@ def on_mesh(state, mesh):
     return whole.replace(opt_state={**whole.opt_state, "momentum": parts})
 
 
-def mesh_of(count):
-    return jax.make_mesh((count,), ("data",), devices=jax.devices()[:count], axis_types=(AxisType.Auto,))
-
-
-def bits(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-    return {jax.tree_util.keystr(p): (str(x.dtype), x.shape, np.asarray(x).tobytes()) for p, x in leaves}
-
-
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(module_path):
     """The folder of a checkpoint that a process with eight devices has written."""
-    folder = tmp_path_factory.mktemp("eight")
-    variables = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-c", SAVE, str(folder)],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert find_fault(folder / "7") is None
-    return folder
+    run_python("-c", SAVE, module_path, devices=8)
+    assert find_fault(module_path / "7") is None
+    return module_path
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -85,7 +62,7 @@ def test_from_eight_devices_to_fewer_bit_for_bit(saved, count):
     target = on_mesh(jax.tree.map(np.zeros_like, numbers()), mesh)
     with Checkpoints(saved, max_to_keep=1) as checkpoints:
         state = checkpoints.restore(target)
-    assert bits(state) == bits(numbers())
+    assert_same_bits(state, numbers())
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True):
         assert leaf.sharding == wanted.sharding
         assert leaf.devices() == set(jax.devices()[:count])
@@ -99,10 +76,10 @@ def test_and_from_four_to_one(saved, tmp_path):
         checkpoints.save(state)
     with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         state = checkpoints.restore(on_mesh(numbers(), mesh_of(1)))
-    assert bits(state) == bits(numbers())
+    assert_same_bits(state, numbers())
 
 
 def test_the_parameters_alone_need_no_devices(saved):
     step, params = restore_params(saved)
     assert step == 7
-    assert bits(params) == bits(numbers().params)
+    assert_same_bits(params, numbers().params)

@@ -3,12 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
-import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,44 +12,35 @@ import pytest
 from klbox_jax.errors import WorkdirError
 from klbox_jax.files import read_json
 from klbox_jax.main import run
-from klbox_jax.train import loop
+from klbox_jax.train import loop, run_evaluation
 from klbox_jax.train.checkpoints import Checkpoints
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
+from tests.bits import assert_same_bits
+from tests.programs import run_python
+from tests.serving.thin_run import copy_run
 from tests.thin import scenes_config
 
 pytestmark = pytest.mark.four_devices
 
-ROOT = pathlib.Path(__file__).parents[2]
-# Trains as the command line does. Told to stop in its second step, it ends with a status; started again, it goes on
-# from there, and is killed when it asks for the sixth batch: the fifth step is then running, the fourth is recorded,
-# the third is saved.
+# Trains as the command line does. SIGTERM in its second step ends it with a status. Started again, it goes on from
+# there, and is killed when it asks for the sixth batch: the fifth step is then running, the fourth is recorded, the
+# third is saved.
 KILLED = """
 import os, signal, sys
 from absl import flags
-from klbox_jax.main import report_user_errors, run
+from klbox_jax.cli import report_user_errors
+from klbox_jax.main import run
 from klbox_jax.train import loop
 from tests.thin import scenes_config
+from tests.train.acting_batches import acting_train_batches
 
 flags.FLAGS.mark_as_parsed()
-original = loop.train_batches
-
-class Deadly:
-    def __init__(self, batches):
-        self.batches, self.count = batches, 0
-    def __next__(self):
-        self.count += 1
-        if self.count == death[0]:
-            os.kill(os.getpid(), death[1])
-        return next(self.batches)
-    def close(self):
-        self.batches.close()
-
-loop.train_batches = lambda *args, **kwargs: Deadly(original(*args, **kwargs))
 config = scenes_config("loss=kl", **{"data.root": sys.argv[1]})
 program = report_user_errors(lambda argv: run(config, sys.argv[2], "train"))
-for death in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
+for number, kind in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
+    loop.train_batches = acting_train_batches(number, lambda: os.kill(os.getpid(), kind))
     try:
         program(["program"])
     except SystemExit as stop:
@@ -63,50 +49,27 @@ for death in ((2, signal.SIGTERM), (4, signal.SIGKILL)):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("end_to_end")
+def config(module_path):
+    return scenes_config("loss=kl", **{"data.root": str(module_path / "scenes")})
 
 
 @pytest.fixture(scope="module")
-def config(folder):
-    return scenes_config("loss=kl", **{"data.root": str(folder / "scenes")})
-
-
-@pytest.fixture(scope="module")
-def straight(folder, config):
+def straight(module_path, config):
     """A run in one go, and the metrics that it returned."""
-    metrics = run(config, str(folder / "straight"), "train_and_eval")
-    return Workdir(folder / "straight"), metrics
+    metrics = run(config, str(module_path / "straight"), "train_and_eval")
+    return Workdir(module_path / "straight"), metrics
 
 
 @pytest.fixture(scope="module")
-def killed(folder, config, straight):
-    """The folder of a run that was told to stop in its second step, resumed, and killed after its fifth."""
-    variables = {
-        "JAX_NUM_CPU_DEVICES": "4",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, config.data.root, str(folder / "killed")],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    (line,) = process.stdout.splitlines()
+def killed(module_path, config, straight):
+    """The folder of a run that was stopped in its second step, resumed, and killed after its fifth."""
+    folder = module_path / "killed"
+    output, errors = run_python("-c", KILLED, config.data.root, folder, devices=4, status=-signal.SIGKILL)
+    (line,) = output.splitlines()
     assert line.startswith("status 143 [")
     assert "'2'" in line
-    assert f"stopped by SIGTERM: {folder / 'killed'} is at step 2 of 6, which is saved" in process.stderr
-    return Workdir(folder / "killed")
-
-
-def copied(workdir, path):
-    shutil.copytree(workdir.path, path)
-    return Workdir(path)
+    assert f"stopped by SIGTERM: {folder} is at step 2 of 6, which is saved" in errors
+    return Workdir(folder)
 
 
 def digests(folder):
@@ -124,7 +87,7 @@ def training_records(workdir):
 
 
 def final_state(config, workdir):
-    return jax.device_get(loop.train(Job(config=config, workdir=workdir)))
+    return jax.device_get(loop.train(Job(config, workdir, trains=True)))
 
 
 def test_what_a_run_leaves(straight, config):
@@ -175,28 +138,25 @@ def test_the_evaluation_of_a_run(straight, config):
 
 
 def test_a_stopped_and_killed_run_goes_on_bit_for_bit(straight, killed, config, tmp_path):
-    workdir = copied(killed, tmp_path / "resumed")
+    workdir = copy_run(killed, tmp_path / "resumed")
     assert Checkpoints(workdir.checkpoints, max_to_keep=2).steps() == [2, 3]
     assert [record["step"] for record in training_records(workdir)] == [1, 2, 3, 4]
     run(config, str(workdir.path), "train")
-    expected = final_state(config, straight[0])
     found = final_state(config, workdir)
     assert int(found.step) == 6
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_bits(found, final_state(config, straight[0]))
     assert training_records(workdir) == training_records(straight[0])
 
 
 def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(killed, config, tmp_path, monkeypatch):
-    workdir = copied(killed, tmp_path / "poisoned")
+    workdir = copy_run(killed, tmp_path / "poisoned")
     before = digests(workdir.checkpoints)
     original = loop.init_or_restore
 
     def poisoned(*arguments):
-        state, compiling = original(*arguments)
+        state = original(*arguments)
         assert int(state.step) == 3
-        poison = jax.tree.map(lambda x: x * np.float32(np.nan), state.params)
-        return state.replace(params=poison), compiling
+        return state.replace(params=jax.tree.map(lambda x: x * np.float32(np.nan), state.params))
 
     monkeypatch.setattr(loop, "init_or_restore", poisoned)
     with pytest.raises(
@@ -210,10 +170,10 @@ def test_a_nan_stops_the_run_and_keeps_the_last_checkpoint(killed, config, tmp_p
     assert last["nonfinite"]["train/total_loss"] == "nan"
 
 
-def test_a_folder_of_another_config_is_refused(straight, config, folder):
+def test_a_folder_of_another_config_is_refused(straight, config):
     workdir, _ = straight
     before = digests(workdir.path)
-    other = scenes_config("loss=smooth_l1", **{"data.root": str(folder / "scenes"), "seed": 1})
+    other = scenes_config("loss=smooth_l1", **{"data.root": config.data.root, "seed": 1})
     with pytest.raises(WorkdirError, match="belongs to a run with another config") as caught:
         run(other, str(workdir.path), "train")
     assert '  model.box_loss: was "kl", now "smooth_l1"' in str(caught.value)
@@ -224,9 +184,7 @@ def test_a_folder_of_another_config_is_refused(straight, config, folder):
 
 
 def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
-    # The compiled step is that of training's end, so what it would do is only looked at.
-    from klbox_jax.train import run_evaluation as evaluation
-
+    # The compiled step is the same as at the end of the training, so that only its arguments are of interest.
     seen = []
 
     @dataclasses.dataclass
@@ -239,14 +197,12 @@ def test_eval_alone_reads_the_newest_checkpoint(straight, config, monkeypatch):
             seen.append((self.settings, params, step))
             return {"": {"AP": 1.0}}
 
-    monkeypatch.setattr(evaluation, "Evaluation", Recorder)
+    monkeypatch.setattr(run_evaluation, "Evaluation", Recorder)
     assert run(config, str(straight[0].path), "eval") == {"": {"AP": 1.0}}
     ((settings, params, step),) = seen
     assert step == 6
     assert settings[""].voting == "variance"
-    expected = final_state(config, straight[0]).params
-    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_same_bits(jax.device_get(params), final_state(config, straight[0]).params)
 
 
 def test_an_unknown_mode_is_refused(config, tmp_path):
@@ -255,8 +211,8 @@ def test_an_unknown_mode_is_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(folder, tmp_path):
-    config = scenes_config("loss=kl", **{"data.root": str(folder / "scenes"), "train.batch_size": 6})
+def test_a_batch_that_the_devices_cannot_share_is_refused(config, tmp_path):
+    config = scenes_config("loss=kl", **{"data.root": config.data.root, "train.batch_size": 6})
     message = "config.train.batch_size = 6 cannot be shared evenly by 4 devices; make it a multiple of 4"
     with pytest.raises(ValueError, match=message):
         run(config, str(tmp_path / "run"), "train")

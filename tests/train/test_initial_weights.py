@@ -1,7 +1,8 @@
-"""A run that starts from a checkpoint of someone else's."""
+"""A run that starts from a foreign checkpoint."""
 
 import hashlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ from flax.traverse_util import flatten_dict
 
 from klbox_jax.train import init_or_restore
 from klbox_jax.train.checkpoints import Checkpoints
-from klbox_jax.train.job import Job
+from klbox_jax.train.state import TrainState
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.weights.restricted_unpickler import WeightFileError
 from tests.thin import scenes_config, thin_model
+from tests.train.toy import JobOf
 from tests.weights import small_detector
 from tests.weights.test_torch_file import write_zip
 
@@ -63,9 +65,9 @@ def backbone_file(tmp_path, trained):
 def start(tmp_path, path, **fields):
     """Parameters of a run that starts from a file, all -7 before, and its workdir."""
     fields = FIELDS | {"model.init_weights": str(path)} | fields
-    job = Job(config=scenes_config("loss=kl", **fields), workdir=Workdir(tmp_path / "run"))
-    # Without the scenes, whose classes nobody needs here.
-    job.__dict__["model"] = model = thin_model("loss=kl", **fields)
+    model = thin_model("loss=kl", **fields)
+    # Without the scenes, whose classes are not needed here.
+    job = JobOf(scenes_config("loss=kl", **fields), Workdir(tmp_path / "run"), model=model)
     key, batch = jax.random.key(0), init_or_restore.dummy_batch((64, 64))
     shapes = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
     fresh = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -7.0, leaf.dtype), shapes)
@@ -87,12 +89,12 @@ def check(params, trained, *, fresh):
 def test_a_backbone_fills_the_backbone(tmp_path, backbone_file, trained):
     params, workdir = start(tmp_path, backbone_file)
     check(params, trained, fresh=("fpn", "rpn", "roi_heads"))
-    told = json.loads(workdir.weights.read_text())
-    assert told["path"] == str(backbone_file)
-    assert told["sha256"] == hashlib.sha256(backbone_file.read_bytes()).hexdigest()
-    assert told["provenance"]["source"] == "torchvision"
-    assert told["provenance"]["box_coder"] is None
-    assert sorted(told["loaded"]) == sorted(name for name in flat(params) if name.startswith("backbone/"))
+    written = json.loads(workdir.weights.read_text())
+    assert written["path"] == str(backbone_file)
+    assert written["sha256"] == hashlib.sha256(backbone_file.read_bytes()).hexdigest()
+    assert written["provenance"]["source"] == "torchvision"
+    assert written["provenance"]["box_coder"] is None
+    assert sorted(written["loaded"]) == sorted(name for name in flat(params) if name.startswith("backbone/"))
 
 
 def test_a_detector_fills_all_that_fits(tmp_path, detector_file, trained):
@@ -100,9 +102,9 @@ def test_a_detector_fills_all_that_fits(tmp_path, detector_file, trained):
     params, workdir = start(tmp_path, detector_file, **{"model.init_partial": True})
     predictor = "roi_heads/box_predictor"
     check(params, trained, fresh=(f"{predictor}/bbox_pred", f"{predictor}/bbox_log_var"))
-    told = json.loads(workdir.weights.read_text())
-    assert set(told["reinitialized"]) == {f"{predictor}/bbox_pred", f"{predictor}/bbox_log_var"}
-    assert told["provenance"]["box_coder"] == "CenterBoxCoder(weights=(10.0, 10.0, 5.0, 5.0))"
+    written = json.loads(workdir.weights.read_text())
+    assert set(written["reinitialized"]) == {f"{predictor}/bbox_pred", f"{predictor}/bbox_log_var"}
+    assert written["provenance"]["box_coder"] == "CenterBoxCoder(weights=(10.0, 10.0, 5.0, 5.0))"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_detector_fills_all_that_fits(tmp_path, detector_file, trained):
         ({"model.init_weights": "nowhere.pth"}, r"^nowhere\.pth: cannot be read"),
     ],
 )
-def test_what_does_not_suit_is_told_in_one_line(tmp_path, detector_file, fields, message):
+def test_what_does_not_fit_is_reported_in_one_line(tmp_path, detector_file, fields, message):
     with pytest.raises(WeightFileError, match=message) as error:
         start(tmp_path, detector_file, **fields)
     assert "\n" not in str(error.value)
@@ -126,25 +128,28 @@ def test_what_does_not_suit_is_told_in_one_line(tmp_path, detector_file, fields,
 def test_the_first_state_is_filled_and_an_old_one_is_not(tmp_path, monkeypatch):
     """A new run takes the file's values; a run with a checkpoint never opens the file."""
     config = scenes_config("loss=kl", **{"model.init_weights": "weights.pth"})
-    job = Job(config=config, workdir=Workdir(tmp_path / "run"))
-    job.__dict__["model"] = thin_model("loss=kl")
+    job = JobOf(config, Workdir(tmp_path / "run"), model=thin_model("loss=kl"))
+    compiled_for = []
+    step = types.SimpleNamespace(
+        compile_ahead=lambda state, batch, executor: compiled_for.append(batch.images.shape)
+    )
+    monkeypatch.setattr(JobOf, "train_step", step)
     monkeypatch.setattr(
         init_or_restore, "_initial_params", lambda job, params: jax.tree.map(lambda x: 0 * x + 3, params)
     )
-    new = init_or_restore.TrainState(jnp.array(0), {"w": jnp.zeros(2)}, ())
+    new = TrainState(jnp.array(0), {"w": jnp.zeros(2)}, ())
     lowered = jax.jit(lambda: new).lower()
     monkeypatch.setattr(init_or_restore, "lower_create_state", lambda *_, **__: lowered)
-    step_fn = jax.jit(lambda state, batch: state)
-
-    def first_params(checkpoints):
-        state, compiling = init_or_restore.init_or_restore(job, None, checkpoints, step_fn)
-        compiling.result()
-        return state.params
-
     monkeypatch.setattr(init_or_restore, "compile_and_create_state", lambda program, **_: program.compile()())
     checkpoints = Checkpoints(job.workdir.checkpoints, max_to_keep=1)
-    np.testing.assert_array_equal(first_params(checkpoints)["w"], [3, 3])
+    first = init_or_restore.init_or_restore(job, checkpoints)
+    np.testing.assert_array_equal(first.params["w"], [3, 3])
     monkeypatch.setattr(checkpoints, "latest_step", lambda: 5)
     monkeypatch.setattr(checkpoints, "restore", lambda abstract: abstract)
-    assert first_params(checkpoints)["w"].shape == (2,)
+    assert init_or_restore.init_or_restore(job, checkpoints).params["w"].shape == (2,)
+    # The step is compiled ahead in both; not where none is left.
+    assert compiled_for == [(4, *config.data.canvases[0], 3)] * 2
+    monkeypatch.setattr(checkpoints, "latest_step", lambda: 6)
+    init_or_restore.init_or_restore(job, checkpoints)
+    assert len(compiled_for) == 2
     checkpoints.close()

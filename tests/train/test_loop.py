@@ -1,20 +1,24 @@
-"""The training loop around a toy: what it does about batches, signals, NaN, evaluations and full disks."""
+"""The training loop around a toy: batches, signals, NaN, evaluations and full disks."""
 
 import errno
 import logging
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
 import pytest
 
-from klbox_jax import main
+from klbox_jax import files, main
 from klbox_jax.errors import CheckpointError, Preempted
-from klbox_jax.train import best_checkpoint, checkpoints, evaluation, loop, reporter, workdir
+from klbox_jax.train import best_checkpoint, checkpoints, loop, run_evaluation, step_logger
 from klbox_jax.train.checkpoints import find_fault, find_steps
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import MetricWriter, read_metrics
+from tests.bits import assert_same_bits
+from tests.programs import exit_code_of
+from tests.train.acting_batches import acting_train_batches
 from tests.train.toy import share_programs, toy_config, toy_job, use_toy
 
 
@@ -23,28 +27,16 @@ def programs(monkeypatch):
     share_programs(monkeypatch)
 
 
-class Told:
-    """Stops a loop after a step, or an evaluation after a batch, as a signal does."""
+class StopAfter(loop.Preemption):
+    """Reports SIGTERM from its call `count` on; the loop calls it once a step."""
 
-    def __init__(self, after, number=signal.SIGTERM):
-        self.left, self.number = after, number
+    def __init__(self, count):
+        super().__init__()
+        self.left = count
 
     def signal(self):
         self.left -= 1
-        return self.number if self.left <= 0 else 0
-
-
-def told(monkeypatch, after):
-    """A loop that hears SIGTERM after so many questions."""
-    preemption = loop.Preemption()
-    monkeypatch.setattr(preemption, "signal", Told(after).signal)
-    return preemption
-
-
-def same_bits(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        return signal.SIGTERM if self.left <= 0 else 0
 
 
 def records_of(job, name="train/total_loss"):
@@ -54,42 +46,40 @@ def records_of(job, name="train/total_loss"):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_that_was_told_to_stop_goes_on_bit_for_bit(tmp_path, monkeypatch, accumulate):
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, accumulate):
     """At step 3, which with two batches to an update is in the middle of one."""
     fields = {"train.accumulate_steps": accumulate}
     straight, stopped = (toy_job(tmp_path, name, **fields) for name in ("straight", "stopped"))
     expected = loop.train(straight)
     with pytest.raises(Preempted, match=r"^SIGTERM: .*stopped is at step 3 of 6, which is saved") as caught:
-        loop.train(stopped, preemption=told(monkeypatch, 3))
+        loop.train(stopped, preemption=StopAfter(3))
     assert caught.value.status == 143
     assert find_steps(stopped.workdir.checkpoints) == [3]
-    same_bits(loop.train(stopped), expected)
+    assert_same_bits(loop.train(stopped), expected)
     assert records_of(stopped) == records_of(straight)
 
 
 def test_the_first_step_finds_the_program_that_was_compiled_ahead(tmp_path, monkeypatch):
-    """A new run and one that goes on trace the step once; nothing is compiled when the first batch comes."""
+    """A new run and one that goes on trace the step once and compile it once, on a thread."""
     monkeypatch.undo()  # what is not shared is compiled
-    compiled, traced = [], []
+    threads, traced = [], []
 
     def listen(event, seconds, fun_name="", **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(fun_name)
+        if event == "/jax/core/compile/backend_compile_duration" and fun_name == "jit(step)":
+            threads.append(threading.current_thread())
         elif event == "/jax/core/compile/jaxpr_trace_duration":
             traced.append(fun_name)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    put, ready = loop.put_batch, []
-    monkeypatch.setattr(loop, "put_batch", lambda *args: ready.append(len(compiled)) or put(*args))
     try:
         for last in (2, 4):
-            compiled.clear()
+            threads.clear()
             traced.clear()
-            loop.train(toy_job(tmp_path, **{"train.num_steps": last}))
-            ours = [index for index, name in enumerate(compiled) if name == "jit(step)"]
-            assert len(ours) == 1
-            assert traced.count("step") == 1
-            assert ours[0] < ready[-2]
+            job = toy_job(tmp_path, **{"train.num_steps": last})
+            loop.train(job)
+            assert len(threads) == 1
+            assert threads[0] is not threading.current_thread()
+            assert traced.count("step") == job.train_step.num_traces == 1
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
@@ -149,14 +139,14 @@ def test_the_best_checkpoint_needs_to_know_in_what(tmp_path):
         toy_job(tmp_path, **{"evaluation.checkpoint": "first"})
 
 
-def test_a_trace_of_some_steps(tmp_path, monkeypatch):
+def test_a_trace_of_some_steps(tmp_path):
     job = toy_job(tmp_path, **{"train.profile_steps": (2, 3)})
     loop.train(job)
     assert list(job.workdir.profile.rglob("*.xplane.pb"))
     # A run that resumes behind the range traces nothing; one that is stopped inside it still writes.
     other = toy_job(tmp_path, "other", **{"train.profile_steps": (2, 5)})
     with pytest.raises(Preempted):
-        loop.train(other, preemption=told(monkeypatch, 3))
+        loop.train(other, preemption=StopAfter(3))
     assert len(list(other.workdir.profile.rglob("*.xplane.pb"))) == 1
 
 
@@ -188,14 +178,14 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
         loop.train(early)
 
 
-def test_skipped_steps_are_counted_over_an_interruption(tmp_path, monkeypatch, caplog):
+def test_skipped_steps_are_counted_over_an_interruption(tmp_path, caplog):
     fields = {"train.on_nonfinite": "skip", "train.log_every": 100}
     plan = toy_job(tmp_path, **fields)
     bad = (bad_image_of_step(plan, 2), bad_image_of_step(plan, 4))
     job = toy_job(tmp_path, nan_on=bad, **fields)
     with caplog.at_level(logging.WARNING, "absl"):
         with pytest.raises(Preempted):
-            loop.train(job, preemption=told(monkeypatch, 3))
+            loop.train(job, preemption=StopAfter(3))
         state = loop.train(job)
     assert int(state.step) == 6
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -215,7 +205,7 @@ def test_skipped_steps_are_counted_over_an_interruption(tmp_path, monkeypatch, c
 
 
 def test_a_run_that_only_skips_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(reporter, "MOST_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr(step_logger, "MOST_SKIPPED_IN_A_ROW", 3)
     job = toy_job(tmp_path, nan_on=tuple(range(1, 19)), **{"train.on_nonfinite": "skip"})
     with pytest.raises(FloatingPointError, match=r"^step 3: .*like all of the 3 steps up to it"):
         loop.train(job)
@@ -236,12 +226,12 @@ def evaluator_of(job, values):
 BEST = {"train.keep_best": "AP", "train.eval_every": 1, "train.keep_checkpoints": 1}
 
 
-def test_the_best_checkpoint_stays(tmp_path, monkeypatch):
+def test_the_best_checkpoint_stays(tmp_path):
     job = toy_job(tmp_path, **BEST)
     evaluate, seen = evaluator_of(job, [10.0, 30.0, 20.0, 30.0, 5.0])
     # Stopped behind step 4, before its evaluation, with which the next start begins.
     with pytest.raises(Preempted):
-        loop.train(job, evaluate=evaluate, preemption=told(monkeypatch, 4))
+        loop.train(job, evaluate=evaluate, preemption=StopAfter(4))
     assert seen == [1, 2, 3]
     assert find_steps(job.workdir.checkpoints) == [2, 4]
     loop.train(job, evaluate=evaluate)
@@ -259,22 +249,22 @@ def test_the_two_best_checkpoints_stay(tmp_path):
     loop.train(job, evaluate=evaluate)
     # Of equals the first; and the last of all.
     assert find_steps(job.workdir.checkpoints) == [1, 3, 6]
-    assert best_checkpoint.standing(job.workdir, "AP", eval_every=1, count=2).best_steps == (3, 1)
+    assert best_checkpoint.evaluation_history(job.workdir, "AP", eval_every=1, count=2).best_steps == (3, 1)
     assert best_checkpoint.best_checkpoint(job.workdir, "AP") == 3
 
 
-def test_the_best_checkpoint_stays_where_a_run_resumes_between_evaluations(tmp_path, monkeypatch):
+def test_the_best_checkpoint_stays_where_a_run_resumes_between_evaluations(tmp_path):
     job = toy_job(tmp_path, **BEST | {"train.eval_every": 2})
     evaluate, seen = evaluator_of(job, [30.0, 20.0])
     with pytest.raises(Preempted):
-        loop.train(job, evaluate=evaluate, preemption=told(monkeypatch, 3))
+        loop.train(job, evaluate=evaluate, preemption=StopAfter(3))
     assert find_steps(job.workdir.checkpoints) == [2, 3]
     loop.train(job, evaluate=evaluate)
     assert seen == [2, 4]
     assert find_steps(job.workdir.checkpoints) == [2, 6]
 
 
-def test_a_run_without_better_evaluations_ends_early(tmp_path, monkeypatch, caplog):
+def test_a_run_without_better_evaluations_ends_early(tmp_path, caplog):
     job = toy_job(tmp_path, **BEST | {"train.early_stopping_patience": 2})
     evaluate, seen = evaluator_of(job, [10.0, 30.0, 30.0, 20.0])
     with caplog.at_level(logging.INFO, "absl"):
@@ -283,7 +273,7 @@ def test_a_run_without_better_evaluations_ends_early(tmp_path, monkeypatch, capl
         assert "run is trained: it ends early at step 4 of 6, after 2 evaluations without" in caplog.text
         # A resume trains on no further.
         again = loop.train(job, evaluate=evaluate)
-    same_bits(again, state)
+    assert_same_bits(again, state)
     assert seen == [1, 2, 3, 4]
     assert find_steps(job.workdir.checkpoints) == [2, 4]
 
@@ -296,7 +286,7 @@ def test_the_last_step_of_a_run_that_ends_early_is_evaluated_once(tmp_path, monk
         seen.append(step)
         return {"": []}
 
-    monkeypatch.setattr(evaluation.Evaluation, "detections", nothing)
+    monkeypatch.setattr(run_evaluation.Evaluation, "detections", nothing)
     config = toy_config(tmp_path, **BEST | {"train.early_stopping_patience": 2})
     metrics = main.run(config, str(tmp_path / "run"), "train_and_eval")
     # Nothing is found, so that no evaluation is better than the first.
@@ -306,16 +296,16 @@ def test_the_last_step_of_a_run_that_ends_early_is_evaluated_once(tmp_path, monk
     assert [record["step"] for record in records if "val/AP" in record] == seen
 
 
-def test_a_metric_that_no_evaluation_has_is_told(tmp_path):
+def test_a_metric_that_no_evaluation_has_is_refused(tmp_path):
     job = toy_job(tmp_path, **BEST | {"train.keep_best": "mask_AP"})
     evaluate, _ = evaluator_of(job, [10.0])
     with pytest.raises(
-        ValueError, match="keep_best = 'mask_AP' is not among the numbers of the evaluation of step 1"
+        ValueError, match="keep_best = 'mask_AP' is not among the metrics of the evaluation of step 1"
     ):
         loop.train(job, evaluate=evaluate)
 
 
-def test_eval_reads_the_best_checkpoint_when_it_is_told_so(tmp_path, monkeypatch):
+def test_eval_reads_the_best_checkpoint_if_the_config_says_so(tmp_path, monkeypatch):
     job = toy_job(tmp_path, **BEST)
     loop.train(job, evaluate=evaluator_of(job, [10.0, 30.0, 20.0, 5.0, 5.0])[0])
     seen = []
@@ -329,47 +319,23 @@ def test_eval_reads_the_best_checkpoint_when_it_is_told_so(tmp_path, monkeypatch
             return {}
 
     use_toy(monkeypatch)
-    monkeypatch.setattr(evaluation, "Evaluation", Recorder)
+    monkeypatch.setattr(run_evaluation, "Evaluation", Recorder)
     for checkpoint in ("best", "last"):
         config = toy_config(tmp_path, **BEST | {"evaluation.checkpoint": checkpoint})
         main.run(config, str(job.workdir.path), "eval")
     assert seen == [2, 6]
     job.workdir.metrics.unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint of which .*metrics\.jsonl tells val/AP"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint with val/AP in .*metrics\.jsonl; train"):
         best_checkpoint.best_checkpoint(job.workdir, "AP")
-
-
-def status_of(tmp_path, mode="train", **fields):
-    """What a program exits with that runs the toy."""
-    program = main.report_user_errors(
-        lambda argv: main.run(toy_config(tmp_path, **fields), str(tmp_path / "run"), mode)
-    )
-    with pytest.raises(SystemExit) as caught:
-        program(["program"])
-    return caught.value.code
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_program_that_a_signal_stops_says_so(tmp_path, monkeypatch, capsys, number, status):
     use_toy(monkeypatch)
-    original = loop.train_batches
-
-    class Signalled:
-        def __init__(self, batches):
-            self.batches, self.count = batches, 0
-
-        def __next__(self):
-            self.count += 1
-            if self.count == 2:
-                signal.raise_signal(number)
-            return next(self.batches)
-
-        def close(self):
-            self.batches.close()
-
     before = signal.getsignal(number)
-    monkeypatch.setattr(loop, "train_batches", lambda *args, **kwargs: Signalled(original(*args, **kwargs)))
-    assert status_of(tmp_path) == status
+    batches = acting_train_batches(2, lambda: signal.raise_signal(number))
+    monkeypatch.setattr(loop, "train_batches", batches)
+    assert exit_code_of(toy_config(tmp_path), tmp_path / "run", "train") == status
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
         f"stopped by {signal.Signals(number).name}: {tmp_path / 'run'} is at step 2 of 6, which is saved; the same "
@@ -389,8 +355,8 @@ def test_a_program_that_a_signal_stops_says_so(tmp_path, monkeypatch, capsys, nu
         ("metrics", errno.EACCES),
     ],
 )
-def test_what_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, what, code):
-    """From the second save on, so that there is something to lose."""
+def test_what_cannot_be_written_is_reported_in_one_line(tmp_path, monkeypatch, what, code):
+    """From the second save on, so that there is a checkpoint to lose."""
     use_toy(monkeypatch)
     run = Workdir(tmp_path / "run")
 
@@ -403,7 +369,7 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, what,
         elif what == "metrics":
             monkeypatch.setattr(MetricWriter, "write", with_broken_file(MetricWriter.write))
         else:
-            monkeypatch.setattr(workdir.os, "replace", fail)
+            monkeypatch.setattr(files.os, "replace", fail)
 
     def with_broken_file(write):
         def broken(self, *arguments):
@@ -431,7 +397,7 @@ def test_what_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, what,
             arm()
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
-    message = status_of(tmp_path, **{"train.save_every": 2})
+    message = exit_code_of(toy_config(tmp_path, **{"train.save_every": 2}), run.path, "train")
     first, hint = message.splitlines()
     place = {"checkpoint": run.checkpoints / "4", "digests": run.checkpoints / "4", "metrics": run.metrics}
     assert first.startswith(f"error: {place[what]} cannot be ")

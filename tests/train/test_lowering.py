@@ -12,7 +12,7 @@ from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
-from klbox_jax.train.step import lower_create_state, stop_frozen, train_step
+from klbox_jax.train.step import TrainStep, lower_create_state, stop_frozen
 from tests.thin import random_batch, scenes_config, thin_model
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -47,7 +47,7 @@ def exported(function, *arguments):
 
 def test_the_train_step_lowers_for_every_platform(parts):
     _, model, optimizer, schedule, state, batch = parts
-    step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, seed=0)
+    step = TrainStep(model=model, optimizer=optimizer, schedule=schedule, seed=0)
     found = exported(step, state, batch)
     kept = sorted((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(state))
     # The new state, and the scalars: whatever else comes out has no axes.

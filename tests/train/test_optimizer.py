@@ -4,13 +4,20 @@ import numpy as np
 import optax
 import pytest
 
-from klbox_jax.train.optimizer import is_kernel, learning_rate_schedule, make_optimizer
+from klbox_jax.train.optimizer import (
+    accumulate_gradients,
+    build_optimizer,
+    is_kernel,
+    learning_rate_schedule,
+    make_optimizer,
+    peak_learning_rate,
+)
+from tests.thin import scenes_config
 
 
 def schedule_of(**fields):
     arguments = {
-        "learning_rate": 0.02,
-        "global_batch": 16,
+        "peak": 0.02,
         "total_steps": 100,
         "warmup_steps": 10,
         "warmup_factor": 0.1,
@@ -40,7 +47,8 @@ def test_schedule_by_hand(step, rate):
 
 @pytest.mark.parametrize(("batch", "rate"), [(4, 0.005), (16, 0.02), (64, 0.08)])
 def test_the_rate_is_per_sixteen_images(batch, rate):
-    np.testing.assert_allclose(float(schedule_of(global_batch=batch)(50)), rate, rtol=1e-6)
+    peak = peak_learning_rate(0.02, images=batch)
+    np.testing.assert_allclose(float(schedule_of(peak=peak)(50)), rate, rtol=1e-6)
 
 
 def test_without_warmup_and_decay_the_rate_is_constant():
@@ -149,7 +157,7 @@ def test_two_gradients_make_the_update_of_their_mean(name):
     first = gradients_of(stem=7.0, stem2=0.3, kernel=(3.0, -1.0), bias=0.5)
     second = gradients_of(stem=-2.0, stem2=0.1, kernel=(1.0, 2.0), bias=-0.1)
     mean = gradients_of(stem=2.5, stem2=0.2, kernel=(2.0, 0.5), bias=0.2)
-    optimizer = optimizer_of(**fields, accumulate_steps=2)
+    optimizer = accumulate_gradients(optimizer_of(**fields), 2)
     expected = updates_of(optimizer_of(**fields), PARAMS, mean, first)
     found = updates_of(optimizer, PARAMS, first, second, first, first)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
@@ -158,7 +166,7 @@ def test_two_gradients_make_the_update_of_their_mean(name):
 
 
 def test_the_mean_of_two_gradients_by_hand():
-    optimizer = optimizer_of(clip_norm=1.0, momentum=0.5, accumulate_steps=2)
+    optimizer = accumulate_gradients(optimizer_of(clip_norm=1.0, momentum=0.5), 2)
     gradients = [gradients_of(bias=bias) for bias in (6.0, -5.0, 0.1, 0.3)]
     # Means 0.5 and 0.2, neither of which is clipped, though 6 and -5 would be. Velocities 0.5, and 0.25 + 0.2.
     after = updates_of(optimizer, PARAMS, *gradients)
@@ -167,23 +175,31 @@ def test_the_mean_of_two_gradients_by_hand():
 
 def test_the_rate_of_accumulated_gradients_counts_updates():
     rates = optax.piecewise_constant_schedule(1.0, {1: 0.1})
-    optimizer = make_optimizer(
-        name="sgd",
-        schedule=rates,
-        weight_decay=0.0,
-        momentum=0.0,
-        clip_norm=0.0,
-        frozen=(),
-        accumulate_steps=3,
+    core = make_optimizer(
+        name="sgd", schedule=rates, weight_decay=0.0, momentum=0.0, clip_norm=0.0, frozen=()
     )
+    optimizer = accumulate_gradients(core, 3)
     # Six gradients of 0.5: an update at rate 1, and one at rate 0.1.
     after = updates_of(optimizer, PARAMS, *[gradients_of(bias=0.5)] * 6)
     np.testing.assert_allclose(after["head"]["bias"], [2 - 0.5 - 0.05], rtol=1e-6)
 
 
 def test_one_gradient_to_an_update_is_the_plain_optimizer():
-    state = optimizer_of(momentum=0.9, accumulate_steps=1).init(PARAMS)
-    assert jax.tree.structure(state) == jax.tree.structure(optimizer_of(momentum=0.9).init(PARAMS))
+    config = scenes_config("loss=kl").optimizer
+    fields = {name: config[name] for name in ("name", "weight_decay", "momentum", "clip_norm", "frozen")}
+    plain = make_optimizer(schedule=optax.constant_schedule(0.1), **fields).init(PARAMS)
+    built, _ = build_optimizer(config, batch_size=4, accumulate_steps=1, total_steps=6)
+    assert jax.tree.structure(built.init(PARAMS)) == jax.tree.structure(plain)
+
+
+def test_built_rates_count_updates_of_all_their_images():
+    config = scenes_config("loss=kl").optimizer
+    config.update(learning_rate=0.02, warmup_steps=2, warmup_factor=0.5, decay_at=(0.75,), decay_factor=0.1)
+    optimizer, schedule = build_optimizer(config, batch_size=8, accumulate_steps=4, total_steps=16)
+    # 32 images an update, so twice the rate; 4 updates of 4 steps: half of it, three quarters, all, and a tenth.
+    rates = [float(schedule(step)) for step in range(16)]
+    np.testing.assert_allclose(rates, np.repeat([0.02, 0.03, 0.04, 0.004], 4), rtol=1e-5)
+    assert isinstance(optimizer.init(PARAMS), optax.MultiStepsState)
 
 
 def test_an_unknown_name_is_refused():

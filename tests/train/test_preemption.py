@@ -1,18 +1,13 @@
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import threading
 
 from klbox_jax.errors import Preempted
 from klbox_jax.train import preemption as preemption_module
 from klbox_jax.train.preemption import SIGNALS, Preemption
+from tests.programs import finish, free_address, start_python
 
 
-def test_a_signal_is_noted_and_the_handlers_come_back():
+def test_a_signal_is_recorded_and_the_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     with Preemption() as preemption:
         assert preemption.signal() == 0
@@ -26,21 +21,21 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
     assert str(Preempted(signal.SIGINT, "here")) == "SIGINT: here"
 
 
-def test_another_thread_hears_nothing_and_does_not_mind():
-    heard = []
+def test_another_thread_receives_no_signal():
+    received = []
 
     def listen():
         with Preemption() as preemption:
-            heard.append(preemption.signal())
+            received.append(preemption.signal())
 
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert heard == [0]
+    assert received == [0]
 
 
 def test_several_processes_answer_one_question_later(monkeypatch):
-    """What each process heard goes to the devices, whose largest number comes back with the next question."""
+    """The signal of each process goes to the devices; their maximum comes back with the next call."""
     asked = []
     monkeypatch.setattr(preemption_module.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
@@ -66,28 +61,17 @@ PROCESS = """
         print("ready", flush=True)
         while not preemption.signal():
             time.sleep(0.01)
-        print("told", preemption.signal(), flush=True)
+        print("signal", preemption.signal(), flush=True)
         time.sleep(60)
 """
 
 
-def start(code, **variables):
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_second_signal_kills_at_once():
-    process = start(PROCESS)
+    process = start_python("-c", PROCESS)
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.readline() == f"told {int(signal.SIGTERM)}\n"
+        assert process.stdout.readline() == f"signal {int(signal.SIGTERM)}\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == -signal.SIGTERM
         assert "SIGTERM: stopping as soon as nothing is lost" in process.stderr.read()
@@ -114,17 +98,9 @@ TOGETHER = """
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    processes = [start(TOGETHER, **variables, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    variables = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2"}
+    processes = [start_python("-c", TOGETHER, **variables, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
+    outputs = finish(*processes, timeout=120)
     for output, errors in outputs:
         # The question of step 3 is answered in step 4.
         assert output.splitlines()[-1] == f"stopped 4 {int(signal.SIGTERM)}", errors

@@ -27,7 +27,12 @@ def make_source(*sizes, damaged=()):
         for index, (height, width) in enumerate(sizes)
     ]
     return types.SimpleNamespace(
-        name="noise", records=records, load_image=load_image, coco_ground_truth=dict, **CLASSES
+        name="noise",
+        fingerprint=None,
+        records=records,
+        load_image=load_image,
+        coco_ground_truth=dict,
+        **CLASSES,
     )
 
 

@@ -5,8 +5,9 @@ import optax
 import pytest
 from flax.linen import initializers
 
-from klbox_jax.train.optimizer import make_optimizer
-from klbox_jax.train.step import INIT_COMPILER_OPTIONS, create_state, stop_frozen, train_step
+from klbox_jax.train.optimizer import accumulate_gradients, make_optimizer
+from klbox_jax.train.step import INIT_COMPILER_OPTIONS, TrainStep, create_state, stop_frozen
+from tests.bits import assert_same_bits
 from tests.thin import random_batch
 from tests.train.toy import toy
 
@@ -28,37 +29,21 @@ def test_frozen_parameters_get_no_gradient():
 
 def parts(*, accumulate_steps=1, skip_nonfinite=False):
     """A step of the toy, which fails on image 1 of a batch, its first state and two batches."""
+    schedule = optax.constant_schedule(0.1)
     optimizer = make_optimizer(
-        name="adamw",
-        schedule=optax.constant_schedule(0.1),
-        weight_decay=0.01,
-        momentum=0.9,
-        clip_norm=1.0,
-        frozen=(),
-        accumulate_steps=accumulate_steps,
+        name="adamw", schedule=schedule, weight_decay=0.01, momentum=0.9, clip_norm=1.0, frozen=()
     )
+    if accumulate_steps > 1:
+        optimizer = accumulate_gradients(optimizer, accumulate_steps)
     model = toy(nan_on=(1,))
     batches = [random_batch(size=4, canvas=(8, 8), seed=seed) for seed in range(2)]
     batches = [batch.replace(image_id=batch.image_id + 2) for batch in batches]
     state = create_state(model, optimizer, batch=batches[0], seed=0)
 
-    def step(state, batch):
-        return train_step(
-            state,
-            batch,
-            model=model,
-            optimizer=optimizer,
-            schedule=optax.constant_schedule(0.1),
-            seed=0,
-            skip_nonfinite=skip_nonfinite,
-        )
-
+    step = TrainStep(
+        model=model, optimizer=optimizer, schedule=schedule, seed=0, skip_nonfinite=skip_nonfinite
+    )
     return jax.jit(step), model, optimizer, state, batches
-
-
-def same_bits(left, right):
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_initial_numbers_do_not_depend_on_how_hard_the_compiler_tries():
@@ -78,7 +63,7 @@ def test_initial_numbers_do_not_depend_on_how_hard_the_compiler_tries():
     key = jax.random.key(5)
     quickly = jax.jit(draw, compiler_options=INIT_COMPILER_OPTIONS)(key)
     # 3 is XLA's own level; the tests run at 0.
-    same_bits(quickly, jax.jit(draw, compiler_options={"xla_backend_optimization_level": 3})(key))
+    assert_same_bits(quickly, jax.jit(draw, compiler_options={"xla_backend_optimization_level": 3})(key))
     assert all(float(jnp.std(values)) > 0 for values in quickly)
 
 
@@ -100,7 +85,7 @@ def test_two_batches_make_one_update_of_their_mean_gradient():
     expected = optax.apply_updates(state.params, updates)
 
     half, _ = step(state, batches[0])
-    same_bits(half.params, state.params)
+    assert_same_bits(half.params, state.params)
     whole, _ = step(half, batches[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), whole.params, expected)
     assert int(whole.step) == 2
@@ -121,7 +106,7 @@ def test_a_skipped_step_changes_nothing_but_its_number(accumulate_steps):
     after, scalars = step(state, bad)
     assert not np.isfinite(scalars["total_loss"])
     assert int(after.step) == int(state.step) + 1 == 2
-    same_bits((after.params, after.opt_state), (state.params, state.opt_state))
+    assert_same_bits((after.params, after.opt_state), (state.params, state.opt_state))
     # And the next one trains on.
     _, scalars = step(after, other)
     assert all(np.isfinite(value) for value in scalars.values())
@@ -131,4 +116,4 @@ def test_a_skipped_step_changes_nothing_but_its_number(accumulate_steps):
 def test_a_step_that_may_be_skipped_is_otherwise_the_same():
     step, _, _, state, (batch, _) = parts()
     skipping = parts(skip_nonfinite=True)[0]
-    same_bits(skipping(state, batch), step(state, batch))
+    assert_same_bits(skipping(state, batch), step(state, batch))

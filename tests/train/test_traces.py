@@ -1,7 +1,7 @@
-from klbox_jax.evaluation import eval_step as evaluate
+from klbox_jax.evaluation import eval_step as eval_step_module
 from klbox_jax.main import run
-from klbox_jax.train import step
 from klbox_jax.train.job import Job
+from klbox_jax.train.step import TrainStep
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 from tests.coco_folder import write_folder
@@ -9,11 +9,11 @@ from tests.thin import coco_config
 
 
 def counted(traces, function):
-    """`function` that notes the canvas of its batch; under `jax.jit` it is called once for each trace."""
+    """`function` that records the canvas of its batch, the last argument; under `jax.jit` once for each trace."""
 
-    def wrapped(state, batch, **static):
-        traces.append(batch.images.shape)
-        return function(state, batch, **static)
+    def wrapped(*arguments, **static):
+        traces.append(arguments[-1].images.shape)
+        return function(*arguments, **static)
 
     return wrapped
 
@@ -21,13 +21,14 @@ def counted(traces, function):
 def test_one_trace_for_each_canvas_and_phase(tmp_path, monkeypatch):
     # Both compiled steps are these functions and nothing else.
     train_traces, eval_traces = [], []
-    monkeypatch.setattr(step, "train_step", counted(train_traces, step.train_step))
-    monkeypatch.setattr(evaluate, "eval_step", counted(eval_traces, evaluate.eval_step))
+    monkeypatch.setattr(TrainStep, "__call__", counted(train_traces, TrainStep.__call__))
+    counted_eval_step = counted(eval_traces, eval_step_module.eval_step)
+    monkeypatch.setattr(eval_step_module, "eval_step", counted_eval_step)
     root = write_folder(tmp_path / "pond", images_per_shape=4)
     config = coco_config(
         root, "loss=kl", **{"train.num_epochs": 2.0, "train.eval_every": 3, "train.log_every": 1}
     )
-    job = Job(config=config, workdir=Workdir(tmp_path / "run"))
+    job = Job(config, Workdir(tmp_path / "run"), trains=True)
     assert job.total_steps == 6
     assert sorted(job.train_plan.step(number).canvas for number in range(6)) == [0, 0, 1, 1, 2, 2]
     assert sorted(job.eval_plan.step(number).canvas for number in range(3)) == [0, 1, 2]

@@ -4,8 +4,6 @@ import logging
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from klbox_jax.errors import WorkdirError
 from klbox_jax.files import read_json, write_json
 from klbox_jax.train import workdir as workdir_module
 from klbox_jax.train.workdir import Workdir
+from tests.programs import start_python
 
 CONFIG = {
     "seed": 0,
@@ -77,7 +76,7 @@ def test_a_run_keeps_its_classes(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("content", ["[1", "[]", "{}"])
-def test_damaged_classes_are_told(content, tmp_path):
+def test_damaged_classes_are_reported(content, tmp_path):
     workdir = Workdir(tmp_path)
     workdir.classes.write_text(content)
     with pytest.raises(WorkdirError, match=r"classes\.json .*restore or delete that file"):
@@ -229,13 +228,14 @@ def test_the_lock_lets_one_in(tmp_path):
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    code = (
-        "import sys, time; from klbox_jax.train.workdir import Workdir\n"
-        "with Workdir(sys.argv[1]).lock(): print('held', flush=True); time.sleep(60)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    code = """
+        import sys, time
+        from klbox_jax.train.workdir import Workdir
+        with Workdir(sys.argv[1]).lock():
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    with start_python("-c", code, tmp_path) as process:
         assert process.stdout.readline() == "held\n"
         with pytest.raises(WorkdirError, match=f"process {process.pid} on"), Workdir(tmp_path).lock():
             raise AssertionError

@@ -1,11 +1,13 @@
 """A detector that is one matrix: what a training loop needs, traced and compiled in no time."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, TrainOutputs
-from klbox_jax.train import init_or_restore, loop
+from klbox_jax.train import init_or_restore
 from klbox_jax.train import job as job_module
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -61,11 +63,18 @@ def toy_config(folder, **fields):
     return coco_config(root, "loss=kl", **(defaults | fields))
 
 
+@dataclasses.dataclass(frozen=True)
+class JobOf(Job):
+    """A job with a given model, instead of that of its config."""
+
+    model: GeneralizedRCNN | None = None
+
+
 def toy_job(folder, name="run", *, nan_on=(), **fields):
-    """A job of which `check` has seen that it is sound."""
-    job = Job(config=toy_config(folder, **fields), workdir=Workdir(folder / name))
-    job.__dict__["model"] = toy(nan_on)
-    job.check([], train=True, evaluate=True)
+    """A training job that passed `check`."""
+    config = toy_config(folder, **fields)
+    job = JobOf(config, Workdir(folder / name), trains=True, model=toy(nan_on))
+    job.check([])
     return job
 
 
@@ -74,7 +83,7 @@ _SHARED = {}
 
 def share_programs(monkeypatch):
     """Lets runs share what they trace; their configs differ in nothing else that goes into it."""
-    optimizer_of, step_of = loop.build_optimizer, loop.compile_train_step
+    optimizer_of, step_of = job_module.build_optimizer, job_module.compile_train_step
     lowered_of, state_of = init_or_restore.lower_create_state, init_or_restore.compile_and_create_state
 
     def shared(make, *key):
@@ -85,9 +94,9 @@ def share_programs(monkeypatch):
     def optimizer(config, **numbers):
         return shared(lambda: optimizer_of(config, **numbers), *numbers.values())
 
-    def step(mesh, **static):
-        key = (static["model"], id(static["optimizer"]), static["skip_nonfinite"])
-        return shared(lambda: step_of(mesh, **static), *key)
+    def step(mesh, **fields):
+        key = (fields["model"], id(fields["optimizer"]), fields["skip_nonfinite"])
+        return shared(lambda: step_of(mesh, **fields), *key)
 
     def lowered(model, optimizer, **others):
         return shared(lambda: lowered_of(model, optimizer, **others), model, id(optimizer))
@@ -96,8 +105,8 @@ def share_programs(monkeypatch):
         # Copied, because a step takes the memory of the state that it is given.
         return jax.tree.map(jnp.copy, shared(lambda: state_of(program, seed=seed), id(program), seed))
 
-    monkeypatch.setattr(loop, "build_optimizer", optimizer)
-    monkeypatch.setattr(loop, "compile_train_step", step)
+    monkeypatch.setattr(job_module, "build_optimizer", optimizer)
+    monkeypatch.setattr(job_module, "compile_train_step", step)
     monkeypatch.setattr(init_or_restore, "lower_create_state", lowered)
     monkeypatch.setattr(init_or_restore, "compile_and_create_state", state)
 
