@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from klbox_jax.data.loader import blank_batch
+from klbox_jax.data.plan import Shard
 from klbox_jax.distributed import is_writer, put_batch, replicated
 from klbox_jax.files import write_json
 from klbox_jax.structures import Batch, GroundTruth
@@ -59,8 +60,7 @@ def init_or_restore(
             job.train_source,
             step,
             job.preprocessing,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard=Shard(jax.process_index(), jax.process_count()),
         )
         compiling = pool.submit(step_fn.lower(abstract, put_batch(batch, job.mesh)).compile)
     # What is wrong with a checkpoint or with weights is told at once. The process then ends with its threads.

@@ -9,6 +9,7 @@ import jax
 from absl import logging
 
 from klbox_jax.data.loader import train_batches
+from klbox_jax.data.plan import Shard
 from klbox_jax.distributed import is_writer, put_batch
 from klbox_jax.errors import Preempted
 from klbox_jax.train import best_checkpoint
@@ -115,11 +116,9 @@ def train(
                     job.train_source,
                     job.train_plan,
                     job.preprocessing,
-                    start_step=start,
-                    num_steps=job.total_steps - start,
+                    steps=range(start, job.total_steps),
                     num_threads=job.config.data.num_threads,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
+                    shard=Shard(jax.process_index(), jax.process_count()),
                 )
             )
         )

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from klbox_jax.data.loader import eval_batches
-from klbox_jax.data.plan import EvalPlan
+from klbox_jax.data.loader import eval_batches, restore_image_ids
+from klbox_jax.data.plan import EvalPlan, Shard
 from klbox_jax.data.source import Source
 from klbox_jax.distributed import is_writer
 from klbox_jax.errors import Preempted
@@ -130,8 +130,7 @@ class Evaluation:
             plan,
             job.preprocessing,
             num_threads=job.config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard=Shard(jax.process_index(), jax.process_count()),
         )
         with (
             contextlib.closing(batches),
@@ -142,7 +141,8 @@ class Evaluation:
                 progress.update(finished)
                 self._stop_if_told(step)
 
-            return evaluator(params, batches, on_batch=on_batch)
+            found = evaluator(params, batches, on_batch=on_batch)
+            return {name: restore_image_ids(rows, source) for name, rows in found.items()}
 
     def _group(self) -> str:
         """`val` for the run's own evaluation split, on which its best step is chosen, else the split's name."""
