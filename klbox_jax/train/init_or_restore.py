@@ -4,7 +4,6 @@ Compilers run outside the interpreter's lock. So the step is compiled on a threa
 """
 
 import dataclasses
-import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +23,7 @@ from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_and_create_state, lower_create_state
 from klbox_jax.weights.convert import load_weights
 from klbox_jax.weights.provenance import check_provenance
+from klbox_jax.weights.weight_file import weights_digest
 
 
 def init_or_restore(
@@ -87,8 +87,7 @@ def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
     check_provenance(config, report.provenance)
     logging.info("%s: %s", config.init_weights, report)
     if is_writer():
-        with open(config.init_weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = weights_digest(config.init_weights)
         provenance = {
             # A coder by its name and weights.
             name: repr(value) if dataclasses.is_dataclass(value) else value
