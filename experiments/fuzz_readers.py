@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.fuzz_seeds import SEEDS, SIZE, mutate
-from klbox_jax.data.coco import CocoSource
+from klbox_jax.data.coco import CocoFiles, CocoSource
 from klbox_jax.data.image import check_image, decode_image
+from klbox_jax.data.image_files import ImageRules
 from klbox_jax.data.masks import rasterize, to_compressed_rle
-from klbox_jax.data.source import DataError, refuse
+from klbox_jax.data.source import DataError, raise_fault
 from klbox_jax.data.voc import VocSource
 from klbox_jax.weights.detectron_file import read_detectron_file
 from klbox_jax.weights.restricted_unpickler import WeightFileError
@@ -70,8 +71,9 @@ class _TooSlowError(BaseException):
 def read_file(kind: str, path: pathlib.Path, rng: np.random.Generator) -> None:
     """Reads a file as the package would."""
     if kind == "coco":
-        report = refuse if rng.random() < 0.5 else [].extend
-        source = CocoSource(path.parents[1], "train", masks=True, check_images=False, report=report)
+        on_fault = raise_fault if rng.random() < 0.5 else [].extend
+        files = CocoFiles(images=ImageRules(check=False))
+        source = CocoSource(path.parents[1], "train", masks=True, files=files, on_fault=on_fault)
         for record in source.records:
             for box, segmentation in zip(record.boxes, record.segmentations, strict=True):
                 rasterize(segmentation, box, mask_size=28, height=record.height)
@@ -81,7 +83,7 @@ def read_file(kind: str, path: pathlib.Path, rng: np.random.Generator) -> None:
             height, width = sizes[entry["image_id"]]
             to_compressed_rle(entry["segmentation"], height=height, width=width)
     elif kind == "voc":
-        VocSource(path.parents[2], (("2007", "train"),), check_images=False).coco_ground_truth()
+        VocSource(path.parents[2], (("2007", "train"),), images=ImageRules(check=False)).coco_ground_truth()
     elif kind == "images":
         check_image(path, height=SIZE[0], width=SIZE[1])
         decode_image(path, height=SIZE[0], width=SIZE[1])

@@ -61,7 +61,7 @@ def our_examples(root: pathlib.Path, short_side: int) -> Iterator[object]:
     )
     source = CocoSource(root, SPLIT)
     plan = TrainPlan(check_fits(source, preprocessing), batch_size=BATCH, seed=0)
-    return train_batches(source, plan, preprocessing, start_step=0, num_steps=10**6, num_threads=0)
+    return train_batches(source, plan, preprocessing, steps=range(10**6), num_threads=0)
 
 
 def _sides(short_side: int) -> Sides:

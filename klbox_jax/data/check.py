@@ -1,219 +1,161 @@
-"""Lists everything that is wrong with a data set, by the rules that the readers have.
+"""Check of a data set: lists every fault by the rules of training, and prints the set's statistics.
 
     python -m klbox_jax.data.check --root=data/coco
-    python -m klbox_jax.data.check --root=data/VOCdevkit --format=voc --split=2007_trainval --output=check.json
+    python -m klbox_jax.data.check --root=data/VOCdevkit --split=2007_trainval --output=check.json
+    python -m klbox_jax.data.check --config=runs/kl/config.json
 
-Every annotation is checked, and every image decoded, which takes about ten milliseconds each. Masks are checked in
-files that have any. The exit status is 1 if there is any fault, 0 if there is none, and 2 if the command itself is
-wrong. A training stops at faults of severity "fatal" or "error", or leaves their images out, and uses what has a
-"warning" as it is: with `--allow_warnings` these alone make no 1.
+The readers, and so the rules, are those of a training with the same `config.data`. With `--config` its fields apply,
+and every image is also checked against the canvases and `max_gt`. Without it, the layout of the folder is detected,
+masks are checked with `--masks` only, and boxes of no width or height are left out with a warning, as in the configs
+for COCO.
+
+Every annotation is checked, and every image decoded, which takes about ten milliseconds each. The exit status is 0 if
+there is no fault, 1 if there is any, and 2 if the command itself is wrong. A training stops at faults of severity
+"fatal" or "error", or leaves out their images, and uses entries with a "warning" unchanged: with `--allow_warnings`
+the exit status is 0 if there are only warnings.
 """
 
 import argparse
-import collections
-import dataclasses
-import json
+import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from typing import Any
 
-import tqdm
+import ml_collections
 
-from klbox_jax.data.coco import CocoSource
-from klbox_jax.data.image import check_image, is_annotated_unturned
-from klbox_jax.data.source import DataError, Fault, Record, printable
-from klbox_jax.data.voc import VOC_CLASSES, VocSource, parse_voc_split
-
-# Boxes hang over the edge by less than this in most sets, from rounding.
-_OVERHANG = 1.0
-_COLUMNS = ("severity", "file", "record", "what", "remedy")
-_MAX_WIDTHS = (8, 40, 40, 80, 80)
+from klbox_jax.data.data_report import check_data, format_report, write_report
+from klbox_jax.data.layout import find_coco_splits, find_layout
+from klbox_jax.data.voc_files import find_voc_splits
+from klbox_jax.data.yolo_config import find_yolo_config, read_yolo_config
+from klbox_jax.files import read_json
 
 
-def check_coco(root: str | os.PathLike, split: str, *, num_threads: int) -> tuple[int, list[Fault]]:
-    """Returns how many images of a split in COCO's layout are sound, and all faults."""
-    faults: list[Fault] = []
-    try:
-        source = CocoSource(root, split, masks=None, check_images=False, report=faults.extend)
-    except DataError as error:
-        return 0, [*faults, error.fault]
-    found = [
-        (record.image_id, source.image_fault(record.image_id, fault))
-        for record, fault in _image_faults(source.records, f"{source.name} images", num_threads)
-    ]
-    faults += [fault for _, fault in found]
-    faults += _overhanging_boxes(source)
-    lost = {image_id for image_id, fault in found if fault.severity == "error"}
-    return len(source.records) - len(lost), faults
-
-
-def check_voc(
-    root: str | os.PathLike, split: str, *, num_threads: int, class_names: tuple[str, ...] = VOC_CLASSES
-) -> tuple[int, list[Fault]]:
-    """Returns how many images of a split in VOC's layout are sound, and all faults; raises ValueError."""
-    faults: list[Fault] = []
-    pairs = parse_voc_split(split)
-    try:
-        source = VocSource(root, pairs, class_names=class_names, check_images=False, report=faults.extend)
-    except DataError as error:
-        return 0, [*faults, error.fault]
-    found = list(_image_faults(source.records, f"{source.name} images", num_threads))
-    faults += [fault for _, fault in found]
-    lost = {record.image_id for record, fault in found if fault.severity == "error"}
-    return len(source.records) - len(lost), faults
-
-
-def find_splits(root: pathlib.Path, layout: str) -> list[str]:
-    """Returns the splits that a folder has, for `check_coco` or `check_voc`."""
+def find_splits(root: str | os.PathLike, layout: str) -> list[str]:
+    """Returns the splits of a folder in the layout auto, coco, voc or yolo; raises DataError for auto."""
     if layout == "coco":
-        names = sorted(path.stem for path in root.glob("annotations/instances_*.json"))
-        return [name.removeprefix("instances_") for name in names]
-    # The other lists are parts of these, or for one class.
-    lists = sorted(root.glob("VOC*/ImageSets/Main/*.txt"))
-    return [
-        f"{path.parents[2].name.removeprefix('VOC')}_{path.stem}"
-        for path in lists
-        if path.stem in ("trainval", "test")
-    ]
+        return list(find_coco_splits(root))
+    if layout == "voc":
+        return find_voc_splits(root)
+    if layout == "yolo":
+        path = find_yolo_config(root)
+        return list(read_yolo_config(path).splits) if path else []
+    return list(find_layout(root).splits)
 
 
-def _image_faults(
-    records: Sequence[Record], description: str, num_threads: int
-) -> Iterator[tuple[Record, Fault]]:
-    """Decodes every image, with a bar on a terminal."""
-    with ThreadPoolExecutor(num_threads) as pool:
-        results = pool.map(_image_fault, records)
-        results = tqdm.tqdm(results, total=len(records), desc=description, unit="image", disable=None)
-        for record, fault in zip(records, results, strict=True):
-            if fault is not None:
-                yield record, fault
+def anchor_sizes_of(config: Any) -> tuple[float, ...]:
+    """Returns the anchor sizes of a whole config, of all levels; empty if it names none."""
+    sizes: Any = config
+    for key in ("model", "rpn", "anchor_sizes"):
+        sizes = sizes.get(key) if sizes is not None else None
+    return tuple(float(size) for level in sizes or () for size in level)
 
 
-def _image_fault(record: Record) -> Fault | None:
-    size = {"height": record.height, "width": record.width}
-    try:
-        check_image(record.file_name, full=True, **size)
-        if not is_annotated_unturned(record.file_name, **size):
-            return None
-    except DataError as error:
-        return error.fault
-    return Fault(
-        kind="EXIF against the annotation",
-        file=record.file_name,
-        what=f"is to be shown turned on its side, but annotated as stored ({record.height} x {record.width})",
-        remedy="Look at its boxes; if they are as you see the image, exchange width and height in the annotation.",
-        severity="warning",
-    )
+def _load_config(text: str) -> Any:
+    """Returns a config from a `config.json`, or from a config file in Python with its argument behind a colon."""
+    if text.endswith(".json"):
+        return ml_collections.ConfigDict(read_json(text))
+    path, _, argument = text.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or not os.path.isfile(path):
+        raise ValueError(f"--config={text} is neither a config.json nor a config file in Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.getcwd())
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if argument else module.get_config()
 
 
-def _overhanging_boxes(source: CocoSource) -> Iterator[Fault]:
-    truth = source.coco_ground_truth()
-    sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
-    for entry in truth["annotations"]:
-        x, y, box_width, box_height = entry["bbox"]
-        width, height = sizes[entry["image_id"]]
-        overhang = max(-x, -y, x + box_width - width, y + box_height - height)
-        if overhang > _OVERHANG:
-            yield Fault(
-                kind="box over the edge of its image",
-                file=source.annotation_file,
-                record=f"annotation {entry['id']}",
-                what=f"has a box that hangs over image {entry['image_id']} by {overhang:.1f} pixels, which are cut off",
-                remedy="Look at it, if there are many.",
-                severity="warning",
-            )
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _table(faults: Sequence[Fault], root: str) -> str:
-    """Returns one line for each fault; what is too long is cut."""
-    rows = [_COLUMNS] + [
-        (
-            fault.severity,
-            fault.file.removeprefix(root + os.sep),
-            fault.record,
-            printable(fault.what.replace(root + os.sep, "")),
-            fault.remedy,
-        )
-        for fault in faults
-    ]
-    cut = [[_cut(cell, width) for cell, width in zip(row, _MAX_WIDTHS, strict=True)] for row in rows]
-    widths = [max(len(row[column]) for row in cut) for column in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cut
-    ]
-    return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Checks what the command line names, prints the result, and returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m klbox_jax.data.check", description="Lists everything that is wrong with a data set."
+        prog="python -m klbox_jax.data.check",
+        description="Lists every fault of a data set by the rules of training, and prints its statistics.",
     )
-    parser.add_argument("--root", type=pathlib.Path, required=True, help="the data set's folder")
-    parser.add_argument("--format", choices=("coco", "voc"), default="coco", help="its layout")
-    parser.add_argument("--split", default="", help="one split; all that the folder has by default")
+    parser.add_argument("--root", help="the data set's folder; that of the config by default")
+    parser.add_argument("--config", default="", help="a config.json, or a config file: its rules apply")
     parser.add_argument(
-        "--class_names", default="", help="of VOC's layout, with commas; VOC's own by default"
+        "--format", choices=("auto", "coco", "voc", "yolo"), help="its layout; auto by default"
+    )
+    parser.add_argument(
+        "--split", default="", help="one split; all that the folder or the config has by default"
+    )
+    parser.add_argument("--class_names", default="", help="the classes of VOC's layout, with commas")
+    parser.add_argument(
+        "--first_pixel", type=int, choices=(0, 1), help="number of the first pixel in VOC's layout"
+    )
+    parser.add_argument("--masks", action="store_true", help="check masks too, as a training with masks does")
+    parser.add_argument(
+        "--refuse_empty_boxes", action="store_true", help="boxes of no width or height are errors"
+    )
+    parser.add_argument(
+        "--allow_links", action="store_true", help="accept links out of the data set's folder"
     )
     parser.add_argument("--output", type=pathlib.Path, help="also write all faults as JSON")
     parser.add_argument(
-        "--allow_warnings", action="store_true", help="exit with 0 where there are only warnings"
+        "--allow_warnings", action="store_true", help="exit with 0 if there are only warnings"
     )
-    parser.add_argument("--rows", type=int, default=100, help="print so many faults at most")
+    parser.add_argument("--rows", type=int, default=100, help="print at most this many faults")
     parser.add_argument("--num_threads", type=int, default=os.cpu_count() or 1, help="threads that decode")
+    return parser
+
+
+def _data_config(arguments: argparse.Namespace, config: Any) -> Any:
+    """Returns the `config.data` of the command line, based on that of a config if there is one."""
+    defaults = {"name": "auto", "root": "", "skip_empty_boxes": True, "mask_size": 0, "class_names": ()}
+    data = dict(config.data) if config is not None else defaults
+    given = {
+        "name": arguments.format or ("auto" if arguments.root and data["name"] == "scenes" else ""),
+        "root": arguments.root,
+        "class_names": tuple(filter(None, arguments.class_names.split(","))),
+        "voc_first_pixel": arguments.first_pixel,
+        "mask_size": data.get("mask_size", 0) or (28 if arguments.masks else 0),
+        "allow_links": arguments.allow_links,
+    }
+    data |= {key: value for key, value in given.items() if value or (key == "voc_first_pixel" and value == 0)}
+    if arguments.refuse_empty_boxes:
+        data["skip_empty_boxes"] = False
+    return ml_collections.ConfigDict(data)
+
+
+def _splits(arguments: argparse.Namespace, data: Any, has_config: bool) -> list[str]:
+    if arguments.split:
+        return [arguments.split]
+    if has_config:
+        fields = ("train_split", "eval_split", "calibration_split")
+        return list(dict.fromkeys(filter(None, (data.get(field, "") for field in fields))))
+    return find_splits(data.root, data.name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks the data set of the command line, prints the result, and returns the exit status."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
-    root, layout = arguments.root, arguments.format
-    if not root.is_dir():
-        parser.error(f"{root} is not a folder")
     if arguments.num_threads < 1:
         parser.error("--num_threads must be positive")
-    splits = [arguments.split] if arguments.split else find_splits(root, layout)
-    if not splits:
-        parser.error(f"{root} has no splits in the layout of {layout}; choose another --root or --format")
-    names = tuple(arguments.class_names.split(",")) if arguments.class_names else VOC_CLASSES
-
-    faults, images = [], {}
-    for split in splits:
-        if layout == "coco":
-            images[split], found = check_coco(root, split, num_threads=arguments.num_threads)
-        else:
-            try:
-                images[split], found = check_voc(
-                    root, split, num_threads=arguments.num_threads, class_names=names
-                )
-            except ValueError as error:
-                parser.error(str(error))
-        faults += found
-
-    severities = ("fatal", "error", "warning")
-    faults.sort(key=lambda fault: severities.index(fault.severity))
-    counts = collections.Counter((fault.severity, fault.kind) for fault in faults)
-    if faults:
-        print(_table(faults[: arguments.rows], os.fspath(root)))
-        if len(faults) > arguments.rows:
-            print(f"... and {len(faults) - arguments.rows} more; --rows and --output show them")
-        print()
-    for (severity, kind), count in counts.most_common():
-        print(f"{count:8d}  {severity}: {kind}")
-    for split, count in images.items():
-        print(f"{split}: {count} sound images")
+    try:
+        config = _load_config(arguments.config) if arguments.config else None
+        data = _data_config(arguments, config)
+        if data.name != "scenes" and not os.path.isdir(data.root):
+            parser.error(f"--root={data.root} is not a folder")
+        splits = _splits(arguments, data, config is not None)
+        if not splits:
+            parser.error(
+                f"{data.root} has no splits in the layout {data.name}; choose another --root or --format"
+            )
+        report = check_data(
+            data,
+            splits,
+            num_threads=arguments.num_threads,
+            anchor_sizes=anchor_sizes_of(config) if config is not None else (),
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    root = os.fspath(data.root)
+    if report.faults or report.sound_images:
+        print(format_report(report, root=root, rows=arguments.rows))
     if arguments.output:
-        content = {
-            "root": os.fspath(root),
-            "format": layout,
-            "sound_images": images,
-            "counts": {f"{severity}: {kind}": count for (severity, kind), count in counts.items()},
-            "faults": [dataclasses.asdict(fault) for fault in faults],
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return int(any(fault.severity != "warning" or not arguments.allow_warnings for fault in faults))
+        write_report(report, arguments.output, root=root, layout=data.name)
+    return int(any(fault.severity != "warning" or not arguments.allow_warnings for fault in report.faults))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Reads detection data sets in COCO's JSON format.
+"""Reader of detection data sets in COCO's JSON format.
 
-The layout is that of COCO itself:
+By default the layout is that of COCO:
 
     root/annotations/instances_{split}.json
     root/{split}/<file_name of each image>
 
-The whole annotation file is checked before anything is trained on it (`klbox_jax.data.coco_annotations`), and so
-is every image file.
+The whole annotation file is checked before training (`klbox_jax.data.coco_annotations`), and so is every image file.
 """
 
 import dataclasses
@@ -18,13 +17,29 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from klbox_jax.data.coco_annotations import CocoAnnotations, read_coco_annotations
-from klbox_jax.data.image import check_image, decode_image
+from klbox_jax.data.image import decode_image
+from klbox_jax.data.image_files import ImageRules, find_image_fault, leads_outside, real_folders
 from klbox_jax.data.masks import to_coco
-from klbox_jax.data.source import DataError, Fault, Record, Report, refuse, shown
+from klbox_jax.data.source import DataError, Fault, FaultHandler, Record, raise_fault, shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CocoFiles:
+    """The files of a split.
+
+    Attributes:
+        annotation_file: path, absolute or relative to the root; by default `annotations/instances_{split}.json`.
+        image_dir: path, absolute or relative to the root; by default `{split}`.
+        images: rules for the image files.
+    """
+
+    annotation_file: str = ""
+    image_dir: str = ""
+    images: ImageRules = ImageRules()  # noqa: RUF009
 
 
 class CocoSource:
-    """A folder in COCO's layout, as `klbox_jax.data.source.Source`.
+    """A split of a COCO data set, as `klbox_jax.data.source.Source`.
 
     Classes are numbered densely in the order of their category ids. Images without objects are kept. Boxes
     are clipped to the image; those of no width or no height are left out.
@@ -42,42 +57,39 @@ class CocoSource:
         root: str | os.PathLike,
         split: str,
         *,
-        annotation_file: str | os.PathLike | None = None,
-        image_dir: str | os.PathLike | None = None,
-        masks: bool | None = False,
+        masks: bool = False,
         skip_empty_boxes: bool = False,
-        check_images: bool = True,
-        report: Report = refuse,
+        files: CocoFiles = CocoFiles(),  # noqa: B008
+        on_fault: FaultHandler = raise_fault,
     ):
         """Reads and checks the annotations, and the header and end of every image file.
 
         Args:
-            root: the data set's folder.
+            root: the folder of the data set.
             split: e.g. `train2017`.
-            annotation_file: relative to `root`; by default `annotations/instances_{split}.json`.
-            image_dir: relative to `root`; by default `{split}`.
-            masks: read the objects' masks too; every annotation must have one. None reads those of files that have
-                any.
+            masks: read the masks too; every annotation must have one.
             skip_empty_boxes: leave boxes of no width or height out of the records, with a warning, instead of
                 refusing them; the evaluation keeps them.
-            check_images: look at every image file now (0.1 ms each), not only when it is read.
-            report: takes what is wrong with single images and annotations; such images are left out.
+            files: paths of the annotations and the images, and the rules for image files.
+            on_fault: receives the faults of single images and annotations; these images are left out.
 
         Raises:
-            DataError: the folder or its annotation file is unusable, or (from `report`) an image.
+            DataError: the folder or its annotation file is unusable, or (from `on_fault`) an image.
         """
         self.name = f"{os.path.basename(os.path.abspath(root))}/{split}"
-        self.annotation_file = os.path.join(root, annotation_file or f"annotations/instances_{split}.json")
-        self._image_dir = os.path.join(root, image_dir or split)
-        for folder in (os.fspath(root), self._image_dir):
+        self.annotation_file = os.path.join(
+            root, files.annotation_file or f"annotations/instances_{split}.json"
+        )
+        self._root, self._image_dir = os.fspath(root), os.path.join(root, files.image_dir or split)
+        self._image_rules = files.images
+        for folder in (self._root, self._image_dir):
             if not os.path.isdir(folder):
                 raise DataError(f"{folder} is not a folder. Check the path of the data set and the split.")
         annotations = read_coco_annotations(
-            self.annotation_file, masks=masks, skip_empty_boxes=skip_empty_boxes, report=report
+            self.annotation_file, masks=masks, skip_empty_boxes=skip_empty_boxes, on_fault=on_fault
         )
-        annotations = self._without_paths_outside(annotations, report)
-        if check_images:
-            annotations = self._without_unusable_images(annotations, report)
+        annotations = self._without_paths_outside(annotations, on_fault)
+        annotations = self._without_unusable_images(annotations, on_fault)
         self.category_ids = tuple(category["id"] for category in annotations.categories)
         self.class_names = tuple(category["name"] for category in annotations.categories)
         self._annotations = annotations
@@ -91,8 +103,8 @@ class CocoSource:
     def coco_ground_truth(self) -> dict:
         """Returns a new COCO dictionary, complete for pycocotools, with the file's own boxes and ids.
 
-        It has the masks if the source was made with them. Where an annotation has the id 0, all are numbered
-        anew from 1: pycocotools takes a match with id 0 for no match.
+        It has the masks if the source was made with them. If an annotation has the id 0, all are renumbered from 1,
+        because pycocotools counts a match with id 0 as no match.
         """
         content = self._annotations
         renumber = any(entry["id"] == 0 for entry in content.annotations)
@@ -128,41 +140,45 @@ class CocoSource:
     def _path(self, image: dict) -> str:
         return os.path.join(self._image_dir, image["file_name"])
 
-    def _without_paths_outside(self, annotations: CocoAnnotations, report: Report) -> CocoAnnotations:
-        folder = os.path.realpath(self._image_dir)
+    def _without_paths_outside(self, annotations: CocoAnnotations, on_fault: FaultHandler) -> CocoAnnotations:
         faults, outside = [], set()
+        folders = real_folders(self._image_dir, self._root)
         for entry in annotations.images:
-            try:
-                inside = os.path.realpath(self._path(entry)).startswith(folder + os.sep)
-            except (OSError, ValueError):  # No file system takes such a name.
-                inside = False
-            if not inside or os.path.isabs(entry["file_name"]) or ".." in entry["file_name"].split("/"):
-                outside.add(entry["id"])
-                faults.append(
-                    Fault(
-                        kind="path out of the image folder",
-                        file=self.annotation_file,
-                        record=f"file_name {shown(entry['file_name'])} of image {entry['id']}",
-                        what=f"does not stay in the image folder {self._image_dir}",
-                        remedy="Name files relative to the image folder, and keep them (not links) inside it.",
-                    )
+            name = entry["file_name"]
+            has_way_out = os.path.isabs(name) or ".." in name.split("/") or os.path.normpath(name) == "."
+            if not has_way_out and not leads_outside(self._path(entry), folders, self._image_rules):
+                continue
+            outside.add(entry["id"])
+            is_link = not has_way_out and os.path.exists(self._path(entry))
+            remedy = "Name files relative to the image folder, and keep them inside it"
+            more = ", or set config.data.allow_links = True if you trust its links." if is_link else "."
+            faults.append(
+                Fault(
+                    kind="path out of the image folder",
+                    file=self.annotation_file,
+                    record=f"file_name {shown(name)} of image {entry['id']}",
+                    what=f"does not stay in the image folder {self._image_dir}",
+                    remedy=remedy + more,
                 )
-        report(faults)
+            )
+        on_fault(faults)
         return annotations.without(outside)
 
-    def _without_unusable_images(self, annotations: CocoAnnotations, report: Report) -> CocoAnnotations:
+    def _without_unusable_images(
+        self, annotations: CocoAnnotations, on_fault: FaultHandler
+    ) -> CocoAnnotations:
         faults, unusable = [], set()
         for entry in annotations.images:
-            try:
-                check_image(self._path(entry), height=entry["height"], width=entry["width"])
-            except DataError as error:
+            size = {"height": entry["height"], "width": entry["width"]}
+            fault = find_image_fault(self._path(entry), **size, rules=self._image_rules)
+            if fault is not None:
                 unusable.add(entry["id"])
-                faults.append(self.image_fault(entry["id"], error.fault))
-        report(faults)
+                faults.append(self.image_fault(entry["id"], fault))
+        on_fault(faults)
         return annotations.without(unusable)
 
     def image_fault(self, image_id: int, fault: Fault) -> Fault:
-        """Returns a fault of an image file as one of its entry in the annotation file."""
+        """Returns a fault of an image file as a fault of the image's entry in the annotation file."""
         return dataclasses.replace(
             fault,
             file=self.annotation_file,

@@ -1,4 +1,4 @@
-"""A share of a training set that is kept out of the training, so that something can be fitted on it afterwards."""
+"""Held-out images: a fraction of a training set that is not trained on, for a later fit such as the calibration."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from klbox_jax.data.source import Source
 
 
 def is_held_out(image_id: int, share: float) -> bool:
-    """Returns whether an image is held out: a function of its id and the share, and of nothing else.
+    """Returns True if an image is held out, which depends on its id and the share only.
 
-    So the same images are held out by every seed, config and process, wherever the image stands in its file, and
-    those of a larger share include those of a smaller one.
+    So every seed, config and process holds out the same images, in whatever order the file lists them, and a larger
+    share includes the images of a smaller one.
     """
     digest = hashlib.sha256(str(image_id).encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def split_held_out(source: Source, share: float) -> tuple[Source, Source]:
-    """Returns what remains of a source, and the images that are held out, about `share` of all.
+    """Splits a source into the images to train on and the held-out images, about `share` of all.
 
     Raises:
-        ValueError: the share is not between 0 and 1, or leaves one of the two without an image.
+        ValueError: the share is not between 0 and 1, or one of the two parts has no image.
     """
     if not 0 < share < 1:
         raise ValueError(f"config.data.hold_out = {share} is not a share; choose a number between 0 and 1")
@@ -41,14 +41,14 @@ def split_held_out(source: Source, share: float) -> tuple[Source, Source]:
 
 
 class Subset:
-    """Some images of a source, as a `klbox_jax.data.source.Source`.
+    """A subset of the images of a source, as a `klbox_jax.data.source.Source`.
 
     Attributes:
         fingerprint: that of the source, or None.
     """
 
     def __init__(self, source: Source, rows: Iterable[int], *, name: str):
-        """Takes the rows of `source.records`, in the order that they are to have."""
+        """Selects rows of `source.records`, in the given order."""
         self._source, self._rows = source, tuple(rows)
         self.name = name
         self.class_names, self.category_ids = source.class_names, source.category_ids
@@ -60,7 +60,7 @@ class Subset:
         return self._source.load_image(self._rows[index])
 
     def coco_ground_truth(self) -> dict:
-        """Returns the COCO dictionary of the source, with these images and their annotations alone."""
+        """Returns the COCO dictionary of the source, with only these images and their annotations."""
         content = self._source.coco_ground_truth()
         ids = {record.image_id for record in self.records}
         return content | {

@@ -1,6 +1,6 @@
-"""Decodes image files, one way for the whole package.
+"""Decoding of image files, in one way for the whole package.
 
-Every file becomes 8-bit RGB of exactly the size its annotation states:
+Every file is decoded to 8-bit RGB of exactly the annotated size:
 
     grey, palette   expanded to RGB
     transparency    composed over black, the colour of the padding around an image
@@ -8,12 +8,12 @@ Every file becomes 8-bit RGB of exactly the size its annotation states:
     16 bits         the high byte of each sample: scaled, not clipped
     animations      the first frame
 
-Photographs, that is RGB JPEGs, are decoded by simplejpeg: it takes 60 % of Pillow's time, for the same bits. What
-it refuses is Pillow's to judge, which has also looked at every header before.
+Photographs (RGB JPEGs) are decoded by simplejpeg, which takes 60 % of Pillow's time and gives the same bits. Files
+that simplejpeg refuses are decoded by Pillow. Pillow also checks every header first.
 
-The EXIF orientation is applied where the turned size is the annotated one (as viewers and annotation tools
-show the photograph). Where only the stored size agrees, the annotation was drawn without it and the pixels
-are left as they lie. All functions may be called from several threads.
+The EXIF orientation is applied if the rotated size is the annotated one (as viewers and annotation tools show the
+photograph). If only the stored size agrees, the annotation was drawn without the orientation, and the pixels are left
+as stored. All functions may be called from several threads.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from PIL import Image, UnidentifiedImageError
 
 from klbox_jax.data.source import DataError, Fault
 
-# Pillow also knows formats that run other programs (EPS); a data set has no need of them.
+# Pillow also reads formats that run other programs (EPS); a data set does not need them.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
-# The bytes a complete file ends with. Entropy-coded JPEG data never holds its end marker by chance.
+# The bytes at the end of a complete file. Entropy-coded JPEG data never contains the end marker by chance.
 _END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL_BYTES = 4096
 
-# Photographs have about ten. Each pass over the picture costs the decoder the whole of it, and the file next to
-# nothing. A small picture may have more than one at the limit of size.
+# Photographs have about ten scans. Each scan costs the decoder a pass over the whole image, but the file only a few
+# bytes. A small image may have more scans than one at the size limit.
 _MAX_JPEG_SCANS = 500
 _SCANS_AT_THE_LIMIT = 20
 _JPEG_SCAN = b"\xff\xda"
 
-# Room for a camera's notes, profile and preview in front of the pixels.
+# Enough for a camera's notes, profile and preview before the pixels.
 _MAX_JPEG_HEADER = 2**22
 
 _ORIENTATION_TAG = 0x0112
@@ -66,10 +66,10 @@ def decode_image(
         path_or_bytes: the file, or its contents.
         height: annotated height in pixels.
         width: annotated width in pixels.
-        name: what messages call the image when its contents are given.
+        name: name of the image in messages, for an image given as bytes.
 
     Raises:
-        DataError: the file is missing, truncated, no image, absurdly large, or of another size.
+        DataError: the file is missing, truncated, not an image, too large, or of another size.
     """
     with _opened(path_or_bytes, name) as image:
         named = _name(path_or_bytes, name)
@@ -78,7 +78,7 @@ def decode_image(
         pixels = _decode_photograph(image)
         if pixels is None:
             pixels = np.array(_to_rgb(image, named))
-        # Only now: a PNG may carry its EXIF block behind its pixels.
+        # After decoding, because a PNG may store its EXIF block behind its pixels.
         orientation = _orientation(image)
         turned_size = image.size[::-1] if orientation >= 5 else image.size
         if orientation in _UPRIGHT and turned_size == (width, height):
@@ -87,11 +87,11 @@ def decode_image(
 
 
 def check_image(path: str | os.PathLike, *, height: int, width: int, full: bool = False) -> None:
-    """Raises if `path` is not a complete image of the given size, without decoding it where possible.
+    """Raises DataError if `path` is not a complete image of the given size; avoids decoding if possible.
 
-    Reads the header and the last bytes. A file that does not end as JPEG and PNG files end, or is of another
-    format, is decoded to be sure, so a healthy file is never refused. Damage in the middle of a file that
-    keeps its end stays unseen here; `decode_image` finds what its decoder reports of that.
+    Reads the header and the last bytes. A file without the end marker of JPEG or PNG, or of another format, is
+    decoded, so that an intact file is never refused. Damage in the middle of a file with an intact end is not found
+    here; `decode_image` finds it if the decoder reports it.
 
     Args:
         path: the image file.
@@ -100,7 +100,7 @@ def check_image(path: str | os.PathLike, *, height: int, width: int, full: bool 
         full: decode every file.
 
     Raises:
-        DataError: as `decode_image`.
+        DataError: see `decode_image`.
     """
     if not full:
         with _opened(path, "") as image:
@@ -118,10 +118,10 @@ def stored_size(encoded: bytes, name: str) -> tuple[int, int]:
 
 
 def upright_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns the height and width of an image file as a viewer shows it.
+    """Returns the height and width of an image file as a viewer shows it (EXIF orientation applied).
 
     Raises:
-        DataError: as `decode_image`; the size is looked at before anything is decoded.
+        DataError: see `decode_image`; the size is checked before anything is decoded.
     """
     with _opened(path, "") as image:
         _check_size(image, os.fspath(path), height=image.height, width=image.width)
@@ -130,10 +130,10 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def is_annotated_unturned(path: str | os.PathLike, *, height: int, width: int) -> bool:
-    """Whether EXIF says to turn an image on its side that the annotation knows as it is stored.
+    """Returns True if EXIF asks for a 90 degree rotation but the annotated size matches the unrotated image.
 
-    The pixels of such an image are used as they lie. Most annotation tools show it turned, so that it may well be
-    the annotation's size that is wrong.
+    The pixels of such an image are used as stored. Most annotation tools show it rotated, so the annotated size may
+    be wrong.
 
     Raises:
         DataError: the file cannot be opened.
@@ -143,7 +143,7 @@ def is_annotated_unturned(path: str | os.PathLike, *, height: int, width: int) -
 
 
 def pixel_limit() -> int | float:
-    """Returns the number of pixels from which on an image is refused: Pillow's limit, 89 million by default."""
+    """Returns the largest accepted number of pixels of an image: Pillow's limit, 89 million by default."""
     return float("inf") if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
 
 
@@ -164,15 +164,15 @@ def _tail(path: str | os.PathLike) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path_or_bytes: str | os.PathLike | bytes, name: str) -> Iterator[Image.Image]:
-    """Opens an image; whatever Pillow raises, then or in the body, leaves as one DataError."""
+    """Opens an image; converts every exception of Pillow, on opening or in the body, to one DataError."""
     named = _name(path_or_bytes, name)
     file = io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes
-    # `isfile` also keeps a pipe from blocking the reader for ever.
+    # `isfile` also refuses a pipe, which would block the reader forever.
     if file is path_or_bytes and not os.path.isfile(file):
         raise _error(
             named,
             "missing image",
-            "is missing or no file",
+            "is missing or is not a file",
             "Restore the image or remove its annotation entry.",
         )
     try:
@@ -208,7 +208,7 @@ def _too_large(name: str, size: str) -> DataError:
 
 
 def _check_scans(image: Image.Image, name: str) -> None:
-    """Raises for a progressive JPEG that would keep its decoder busy for ever."""
+    """Raises DataError for a progressive JPEG with so many scans that decoding would not end."""
     if not image.info.get("progressive"):
         return
     image.fp.seek(0)
@@ -219,7 +219,7 @@ def _check_scans(image: Image.Image, name: str) -> None:
 
 
 def _check_size(image: Image.Image, name: str, *, height: int, width: int) -> None:
-    """Raises unless the stored or the turned image has the annotated size; reads no pixels if it can."""
+    """Raises DataError unless the stored or the rotated image has the annotated size; avoids reading pixels."""
     limit = pixel_limit()
     if image.width * image.height > limit:
         raise _too_large(name, f"{image.height} x {image.width} pixels, the limit is {limit:g}")
@@ -241,10 +241,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _decode_photograph(image: Image.Image) -> UInt8[ndarray, "h w 3"] | None:
-    """Returns the pixels of an RGB JPEG of which not the least is wrong, None for anything else."""
+    """Returns the pixels of an RGB JPEG without any error, and None for all other images."""
     if image.format != "JPEG" or image.mode != "RGB":
         return None
-    # Of the size that was checked: a header which two decoders read in two ways gets no more memory than that.
+    # Allocated for the checked size: if two decoders read a header differently, no more memory is used.
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     if image.fp.seek(0, os.SEEK_END) > 2 * pixels.size + _MAX_JPEG_HEADER:
         return None

@@ -1,9 +1,9 @@
-"""Which pixels an object covers: COCO's forms of a segmentation, and its picture inside a box.
+"""Segmentations in COCO's forms (polygons and run lengths), and their rasterization inside a box.
 
-COCO writes an object as polygons or as run lengths (RLE). Both stay as they are in memory, which is small, and
-are drawn when an example is made. A point of the picture is 1 where the object covers it: polygons by the
-even-odd rule, several polygons together; run lengths by the pixel the point lies in, pixel `i` being
-`[i, i + 1)`. So a picture follows any resize of its image, and a flip mirrors it, without error.
+Both forms are kept in memory unchanged, which is small, and drawn when an example is made. A sampled point of a mask
+is 1 if the object covers it: for polygons by the even-odd rule within each polygon and the union over polygons, for
+run lengths by the pixel that contains the point (pixel `i` covers `[i, i + 1)`). So a mask follows any resize of its
+image, and a flip mirrors it, without error.
 """
 
 from typing import Any
@@ -13,36 +13,39 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy import ndarray
 from pycocotools import mask as pycocotools_mask
 
-# More than any outline that was drawn has. A picture takes memory for each point, and the evaluator's library for
-# each step along an outline.
+# Far above any drawn outline. Rasterization takes memory for each point, and pycocotools for each step along an
+# outline.
 MAX_POINTS = 100_000
 MAX_OUTLINE = 100  # times the width and height of the image
 
 Polygons = tuple[Float[ndarray, "_ 2"], ...]
 RunLengths = Int[ndarray, " _"]
 # Polygons as rows `x, y` in pixels of the file; or the lengths of alternating runs of pixels outside and inside
-# the object, column after column, as many pixels in all as the file has.
+# the object, in column order, which sum to the number of pixels of the file.
 Segmentation = Polygons | RunLengths
 
 
 def parse_segmentation(value: Any, *, height: int, width: int) -> Polygons | RunLengths:
-    """Returns a segmentation as COCO's JSON has it, checked.
+    """Checks a segmentation in the form of COCO's JSON and returns it.
 
     Args:
-        value: a list of polygons `[x1, y1, x2, y2, ...]`, or `{"size": [height, width], "counts": ...}` with
+        value: a list of polygons `[x1, y1, x2, y2, ...]`, of which those of less than three points are left out if
+            there are others, or `{"size": [height, width], "counts": ...}` with
             counts as a list (uncompressed) or as text or bytes (compressed).
         height: height of the image in pixels.
         width: width of the image in pixels.
 
     Raises:
-        ValueError: it is missing or malformed; the message says how, and is the end of a sentence.
+        ValueError: it is missing or malformed; the message gives the reason as the end of a sentence.
     """
     if value is None or value == []:
         raise ValueError("nothing")
     if isinstance(value, list):
         if sum(len(polygon) for polygon in value if isinstance(polygon, list)) > 2 * MAX_POINTS:
             raise ValueError(f"polygons of more than {MAX_POINTS} points")
-        return tuple(_parse_polygon(polygon, height=height, width=width) for polygon in value)
+        # Points and lines, which tools leave next to the polygons of an object, cover nothing.
+        drawn = [polygon for polygon in value if not _has_no_area(polygon)]
+        return tuple(_parse_polygon(polygon, height=height, width=width) for polygon in drawn or value)
     if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
         raise ValueError("neither polygons nor run lengths with 'size' and 'counts'")
     size, counts = value["size"], value["counts"]
@@ -61,6 +64,11 @@ def parse_segmentation(value: Any, *, height: int, width: int) -> Polygons | Run
     return runs.astype(np.int32)
 
 
+def _has_no_area(polygon: Any) -> bool:
+    """Returns True for a polygon of two points or less."""
+    return isinstance(polygon, list) and len(polygon) in (0, 2, 4) and set(map(type, polygon)) <= {int, float}
+
+
 def _parse_polygon(polygon: Any, *, height: int, width: int) -> Float[ndarray, "_ 2"]:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("a polygon that is not a list of three or more points x1, y1, x2, y2, ...")
@@ -71,7 +79,7 @@ def _parse_polygon(polygon: Any, *, height: int, width: int) -> Float[ndarray, "
         points.flat = polygon
     except OverflowError:  # Python's JSON reader lets integers beyond any float through.
         points[:] = np.inf
-    # The evaluator's library draws a polygon in steps along its outline: a far point would keep it for ever.
+    # pycocotools draws a polygon in steps along its outline: with a far point it would never finish.
     if not (np.abs(points) <= 2.0 * max(height, width)).all():  # also where a coordinate is NaN
         raise ValueError("a polygon that is not finite or leads far out of its image")
     steps = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
@@ -83,8 +91,9 @@ def _parse_polygon(polygon: Any, *, height: int, width: int) -> Float[ndarray, "
 def _decompress(counts: str | bytes) -> Int[ndarray, " _"]:
     """Returns the run lengths of COCO's compressed form; raises ValueError.
 
-    Each number is written in groups of five bits, lowest first, a character each (48 + bits, + 32 where more
-    follow), in two's complement; from the fourth number on it is the difference to the last but one.
+    Each number is written in two's complement as groups of five bits, lowest first, one character for each group
+    (48 + bits, + 32 if more groups follow). From the fourth number on, the difference to the number two places before
+    is stored.
     """
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -109,7 +118,7 @@ def _decompress(counts: str | bytes) -> Int[ndarray, " _"]:
 
 
 def run_lengths(mask: Bool[ndarray, "h w"]) -> RunLengths:
-    """Returns the run lengths of a picture of the whole image: what a `Record` of drawn objects holds."""
+    """Returns the run lengths of a mask of the whole image, as `Record.segmentations` holds them."""
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     first = [0] if pixels.size and pixels[0] else []  # the first run is one outside the object
@@ -123,11 +132,11 @@ def rasterize(
     mask_size: int,
     height: int,
 ) -> UInt8[ndarray, "m m"]:
-    """Returns the picture of an object inside a box: 1 where the object covers the centre of a cell.
+    """Returns the mask of an object inside a box: 1 in the cells whose centre the object covers.
 
     Args:
         segmentation: in pixels of the file.
-        box: `x1, y1, x2, y2` in pixels of the file, inside the image; divided into `mask_size` x `mask_size`
+        box: `x1, y1, x2, y2` in pixels of the file, inside the image; it is divided into `mask_size` x `mask_size`
             cells.
         mask_size: cells along each side of the box.
         height: height of the file in pixels.
@@ -148,7 +157,7 @@ def rasterize(
 def _inside_polygon(
     polygon: Float[ndarray, "n 2"], xs: Float[ndarray, " w"], ys: Float[ndarray, " h"]
 ) -> Bool[ndarray, "h w"]:
-    """Whether each point of a lattice lies inside: an odd number of edges cross its row at its left."""
+    """Returns True for the grid points inside a polygon: an odd number of edges cross the row to the left of them."""
     start, end = polygon, np.roll(polygon, -1, axis=0)
     edge, row = np.nonzero((start[:, 1, None] <= ys) != (end[:, 1, None] <= ys))
     slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])
@@ -160,7 +169,7 @@ def _inside_polygon(
 
 
 def to_coco(segmentation: Polygons | RunLengths, *, height: int, width: int) -> list | dict:
-    """Returns a segmentation as COCO's JSON has it, in plain Python: polygons, or uncompressed run lengths."""
+    """Returns a segmentation in the form of COCO's JSON, as plain Python: polygons, or uncompressed run lengths."""
     if isinstance(segmentation, tuple):
         return [polygon.ravel().tolist() for polygon in segmentation]
     return {"size": [height, width], "counts": segmentation.tolist()}
@@ -169,7 +178,7 @@ def to_coco(segmentation: Polygons | RunLengths, *, height: int, width: int) -> 
 def to_compressed_rle(value: Any, *, height: int, width: int) -> dict:
     """Returns a segmentation in any of COCO's forms as the compressed run lengths of the whole image.
 
-    The polygons are drawn by pycocotools, as COCO's own evaluation does. Arguments and errors as for
+    pycocotools draws the polygons, as in COCO's own evaluation. Arguments and errors are those of
     `parse_segmentation`.
     """
     parsed = parse_segmentation(value, height=height, width=width)

@@ -1,8 +1,8 @@
 """The embedded data set: painted scenes, prepared once by a tensorflow-datasets builder, and their source.
 
-The training split holds the boxes an annotator drew, noise and all, and nothing better; validation,
-calibration and test hold those and the exact boxes. Every split holds the true standard deviation of the
-label noise of every edge, so that a learned variance can be held against it. TensorFlow is not needed.
+The training split holds only noisy boxes, as an annotator would draw them. Validation, calibration and test hold the
+noisy and the exact boxes. Every split holds the true standard deviation of the label noise of every edge, so that a
+learned variance can be compared with it. TensorFlow is not needed.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from PIL import Image
 
 from klbox_jax.data import scene_painter
 from klbox_jax.data.masks import RunLengths, run_lengths, to_coco
+from klbox_jax.data.record_files import RecordFiles
 from klbox_jax.data.source import DataError, Record
 
 SPLITS = ("train", "validation", "calibration", "test")
@@ -30,12 +31,12 @@ JPEG_QUALITY = 95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesSettings:
-    """What a scenes data set is a function of, together with the painter.
+    """Settings of a scenes data set; together with the painter's code they determine it completely.
 
     Attributes:
         seed: seed of the data set.
         image_size: height and width of an image, in pixels.
-        train, validation, calibration, test: images in each split.
+        train, validation, calibration, test: number of images in each split.
         noise_scale: factor on the standard deviations of the label noise. 0 makes the noisy boxes exact, 2
             doubles the noise; images and random draws are the same for every value.
     """
@@ -49,7 +50,7 @@ class ScenesSettings:
     noise_scale: float = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "noise_scale", float(self.noise_scale))  # 1 and 1.0 are one world
+        object.__setattr__(self, "noise_scale", float(self.noise_scale))  # 1 and 1.0 give one fingerprint
         if self.image_size < 64:
             raise ValueError(f"image_size is {self.image_size}; scenes need 64 pixels or more.")
         if self.noise_scale < 0:
@@ -59,24 +60,24 @@ class ScenesSettings:
 
 
 def fingerprint(settings: ScenesSettings) -> str:
-    """Returns the sha256 (hex) of the painter's source and the settings: the name of this world."""
+    """Returns the sha256 (hex) of the painter's source code and the settings, which identifies a data set."""
     digest = hashlib.sha256(Path(scene_painter.__file__).read_bytes())
     digest.update(repr((sorted(dataclasses.asdict(settings).items()), JPEG_QUALITY)).encode())
     return digest.hexdigest()
 
 
 class ScenesConfig(tfds.core.BuilderConfig):
-    """A builder config whose name holds the fingerprint: another world is another folder."""
+    """A builder config whose name contains the fingerprint, so that each data set has a folder of its own."""
 
     def __init__(self, settings: ScenesSettings):
-        world = fingerprint(settings)[:12]
-        name = f"seed{settings.seed}_{settings.image_size}px_noise{settings.noise_scale:g}_{world}"
+        digest = fingerprint(settings)[:12]
+        name = f"seed{settings.seed}_{settings.image_size}px_noise{settings.noise_scale:g}_{digest}"
         super().__init__(name=name, version=scene_painter.VERSION, description="Painted scenes.")
         self.settings = settings
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """Painted scenes with boxes of known label noise."""
+    """The tensorflow-datasets builder of the painted scenes, with boxes of known label noise."""
 
     VERSION = tfds.core.Version(scene_painter.VERSION)
     url_infos = None  # nothing is downloaded; the inherited search needs a package that is not installed
@@ -110,7 +111,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         settings = self.builder_config.settings
         count = getattr(settings, split)
-        with ThreadPoolExecutor(2) as pool:  # most of a scene is spent outside the interpreter lock
+        with ThreadPoolExecutor(2) as pool:  # painting a scene mostly runs outside the interpreter lock
             for start in range(0, count, 64):  # a bounded number of scenes in memory
                 indices = range(start, min(start + 64, count))
                 yield from zip(
@@ -119,7 +120,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 
 
 def make_example(settings: ScenesSettings, split: str, index: int) -> dict:
-    """Returns scene `index` of a split as the builder stores it; images are encoded."""
+    """Returns scene `index` of a split in the builder's format; images are encoded."""
     number = SPLITS.index(split)
     scene = scene_painter.paint_scene((settings.seed, number, index), size=settings.image_size)
     image, instances = io.BytesIO(), io.BytesIO()
@@ -144,9 +145,8 @@ def make_example(settings: ScenesSettings, split: str, index: int) -> dict:
 def prepare(data_dir: str | Path, *, settings: ScenesSettings | None = None) -> Scenes:
     """Prepares the data set under `data_dir` if it is not there, and returns its builder.
 
-    The files are written to a temporary folder that takes its name at the end, so an interrupted
-    preparation is begun anew, and of two side by side the first to end stays. The default settings take
-    about a minute.
+    The files are written to a temporary folder that is renamed at the end. So an interrupted preparation starts
+    again, and of two at the same time the first one to finish is kept. The default settings take about a minute.
 
     Raises:
         DataError: the folder cannot be written.
@@ -175,23 +175,23 @@ class ScenesSource:
     """A split of the scenes as a `klbox_jax.data.source.Source`; prepares the data set if it is not there.
 
     Args:
-        data_dir: where prepared data sets lie.
+        data_dir: the folder of prepared data sets.
         split: train, validation, calibration or test.
         boxes: "noisy" for the boxes as annotated, "exact" for the true extents (not in the training split).
-            `box_stds` are those of the noisy boxes either way.
-        masks: whether the records and the ground truth have segmentations: the pixels of each object that are
-            seen. They are read from the instance maps at once, in less than a millisecond an image.
+            `box_stds` are those of the noisy boxes in both cases.
+        masks: add segmentations, the visible pixels of each object, to the records and the ground truth. They are
+            read from the instance maps at once, in less than a millisecond an image.
         settings: fields of `ScenesSettings`, such as `seed` and `noise_scale`.
 
     Attributes:
-        settings: the settings as a whole.
-        fingerprint: name of this world, for result files.
+        settings: the complete settings.
+        fingerprint: identifies the data set in result files.
         details: for each record a dictionary of arrays: `boxes` (exact; empty in the training split),
             `boxes_noisy`, `box_stds`, `blur` and `edge_hidden` [n, 4], `hidden` [n]; see `Scene`.
 
     Raises:
-        ValueError: for an unknown split or kind, and for the exact boxes of the training split.
-        DataError: if the prepared files hold another number of scenes than the settings ask for.
+        ValueError: an unknown split or kind, or the exact boxes of the training split.
+        DataError: the prepared files are damaged, or hold another number of scenes than the settings say.
     """
 
     class_names = scene_painter.CLASS_NAMES
@@ -215,10 +215,13 @@ class ScenesSource:
         if len(self._examples) != getattr(self.settings, split):
             raise DataError(
                 f"{builder.data_dir} holds {len(self._examples)} scenes of {split}, not "
-                f"{getattr(self.settings, split)}; delete the folder, and it is prepared again."
+                f"{getattr(self.settings, split)}; delete the folder, and the next start prepares it again."
             )
+        self._split, self._files = split, RecordFiles(builder)
+        self._files.check(split)
         self.records, self.details = [], []
-        for example in self._examples:
+        for row in range(len(self._examples)):
+            example = self._read(row)
             del example["image"]
             instances = example.pop("instances")
             kept = example["boxes" if boxes == "exact" else "boxes_noisy"]
@@ -240,21 +243,22 @@ class ScenesSource:
 
     def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """Returns the RGB image of `records[index]`."""
-        with Image.open(io.BytesIO(self._examples[index]["image"])) as image:
+        with Image.open(io.BytesIO(self._read(index)["image"])) as image:
             return np.asarray(image)
 
     def load_instances(self, index: int) -> UInt8[ndarray, "h w"]:
-        """Returns which object each pixel shows: 0 for none, i + 1 for row i of `records[index]`."""
-        return _decode(self._examples[index]["instances"])
+        """Returns the instance map: 0 for no object, i + 1 for row i of `records[index]`."""
+        return _decode(self._read(index)["instances"])
+
+    def _read(self, row: int) -> dict[str, Any]:
+        return self._files.read(self._examples, row, (self._split, row + 1))
 
     def coco_ground_truth(self) -> dict:
         """Returns the COCO dictionary of this source's boxes (amodal; `area` is that of the box).
 
-        It has the masks if the source was made with them.
-
-        Beside the fields of COCO an annotation has `bbox_noisy`, the box as annotated, in the form of `bbox`
-        (which is the exact one if `boxes="exact"`), and `bbox_std`, the true stds of its label noise
-        (`x1, y1, x2, y2`, pixels).
+        It has the masks if the source was made with them. In addition to the fields of COCO, an annotation has
+        `bbox_noisy`, the box as annotated, in the form of `bbox` (which is exact if `boxes="exact"`), and `bbox_std`,
+        the true stds of its label noise (`x1, y1, x2, y2`, pixels).
         """
         annotations = []
         for record, detail in zip(self.records, self.details, strict=True):

@@ -1,7 +1,8 @@
-"""What a data set looks like to the rest of the package, whatever its files look like."""
+"""The interface of a data set (`Source`, `Record`) and the handling of its faults."""
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,22 +12,22 @@ from numpy import ndarray
 
 from klbox_jax.data.masks import Segmentation
 
-# Warnings of single faults are cut off here, and counted from then on.
+# After this many warnings about single faults, the rest is only counted.
 MAX_WARNINGS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Something wrong with a data set; its text is a sentence and the remedy.
+    """A problem in a data set. Its text is a sentence and the remedy.
 
     Attributes:
-        kind: what to count it with, such as "box outside its image".
-        file: the file at fault.
+        kind: the group that it is counted in, such as "box outside its image".
+        file: the file that has the problem.
         record: the entry of the file, such as "annotation 7"; empty for the file itself.
         what: the predicate of the sentence.
-        remedy: what to do about it, as a sentence.
-        severity: "fatal" if nothing can be learnt from the data set, "error" if an image has to be left out,
-            "warning" if it can be used as it is.
+        remedy: a sentence that says what to do.
+        severity: "fatal" if the data set cannot be used at all, "error" if an image has to be left out, "warning"
+            if it can be used as it is.
     """
 
     kind: str
@@ -49,11 +50,11 @@ class DataError(ValueError):
     """A data set is unusable; the message names the file, the record and the remedy.
 
     Attributes:
-        fault: what is wrong, in its parts.
+        fault: the problem in its parts.
     """
 
     def __init__(self, problem: str | Fault, *, more: str = ""):
-        """Takes a fault, or a text for one that concerns the whole data set; `more` ends its sentence."""
+        """Takes a fault, or a text for a problem of the whole data set; `more` ends the sentence of a fault."""
         if isinstance(problem, str):
             super().__init__(problem)
             problem = Fault(kind="data set", file="", what=problem, remedy="", severity="fatal")
@@ -62,29 +63,32 @@ class DataError(ValueError):
         self.fault = problem
 
 
-# What a reader does with the faults that it finds. If it returns, the reader leaves out the images at fault.
-Report = Callable[[Sequence[Fault]], None]
+# A reader calls its handler with the faults that it finds. If the handler returns, the reader leaves out the images
+# of these faults.
+FaultHandler = Callable[[Sequence[Fault]], None]
 
 
-def refuse(faults: Sequence[Fault]) -> None:
-    """A `Report` that raises DataError for the first fault, if there are any."""
-    if faults:
-        raise DataError(faults[0], more=f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
+def raise_fault(faults: Sequence[Fault]) -> None:
+    """Logs warnings, and raises DataError for the first other fault, if there is one; a `FaultHandler`."""
+    serious = _log_warnings(faults)
+    if serious:
+        raise DataError(serious[0], more=f" (and {len(serious) - 1} more)" if len(serious) > 1 else "")
 
 
-class LeaveOut:
-    """A `Report` that warns of faults, so that their images are left out; raises DataError for fatal ones.
+class SkipFaulty:
+    """A `FaultHandler` that logs faults, so that their images are left out; raises DataError for fatal ones.
 
     Attributes:
-        count: faults that were reported so far.
+        count: number of faults so far that left out an image.
     """
 
     def __init__(self):
         self.count = 0
 
     def __call__(self, faults: Sequence[Fault]) -> None:
-        """Warns of the first faults one by one, and then that there are more."""
-        refuse([fault for fault in faults if fault.severity == "fatal"])
+        """Logs the first faults one by one, then one line that there are more."""
+        faults = _log_warnings(faults)
+        raise_fault([fault for fault in faults if fault.severity == "fatal"])
         for fault in faults:
             self.count += 1
             if self.count <= MAX_WARNINGS:
@@ -93,13 +97,23 @@ class LeaveOut:
             logging.warning("more images are left out; python -m klbox_jax.data.check lists every fault")
 
 
+def _log_warnings(faults: Sequence[Fault]) -> list[Fault]:
+    """Logs the first warning of each kind with the number of others, and returns the faults that are no warnings."""
+    warnings = [fault for fault in faults if fault.severity == "warning"]
+    counts = Counter(fault.kind for fault in warnings)
+    for kind, count in counts.items():
+        first = next(fault for fault in warnings if fault.kind == kind)
+        logging.warning("%s", first.sentence(f" (and {count - 1} more)" if count > 1 else ""))
+    return [fault for fault in faults if fault.severity != "warning"]
+
+
 def printable(text: str) -> str:
-    """Returns a text without what a terminal might obey."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    """Returns a text with escapes in place of control characters, which a terminal might obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: Any) -> str:
-    """Returns a value for a message, on one line and cut short: a file may hold anything."""
+    """Returns a value for a message: on one line, in ASCII with escapes, and cut to 80 characters."""
     try:
         text = ascii(value) if not isinstance(value, (list, dict)) else json.dumps(value)
     except RecursionError:
@@ -113,15 +127,15 @@ class Record:
 
     Attributes:
         image_id: id in the data set; unique.
-        file_name: where the image lies, for messages.
+        file_name: path of the image, for messages.
         height, width: size of the image in pixels.
         boxes: `x1, y1, x2, y2`, continuous edges, inside the image.
         classes: dense class index, 0 to K - 1.
-        is_crowd: not an object to learn: a region of many objects, or one that the data set marks as
-            difficult. Ignored in training.
-        box_stds: label noise of each edge in pixels, or None where unknown.
-        segmentations: the pixels of each object, as `klbox_jax.data.masks` describes them, or None where
-            unknown or not asked for.
+        is_crowd: True for a region of many objects, or an object that the data set marks as difficult.
+            Training ignores it.
+        box_stds: standard deviation of the label noise of each edge in pixels, or None if unknown.
+        segmentations: the mask of each object, in a form of `klbox_jax.data.masks`, or None if unknown or not
+            requested.
     """
 
     image_id: int
@@ -138,6 +152,9 @@ class Record:
 @runtime_checkable
 class Source(Protocol):
     """A detection data set with random access.
+
+    Any object with these attributes and methods is a data set; it needs no base class. `klbox_jax.data.build` takes
+    a function that makes it.
 
     Attributes:
         name: for messages and result files.
@@ -163,9 +180,9 @@ class Source(Protocol):
 
 
 def coco_dictionary(source: Source) -> dict:
-    """Returns the COCO dictionary of a source's records, for sources whose files hold no such dictionary.
+    """Returns the COCO dictionary of a source's records, for formats other than COCO's.
 
-    Annotations are numbered from 1 and have the records' boxes; `area` is that of the box.
+    Annotations are numbered from 1 and have the boxes of the records; `area` is that of the box.
     """
     annotations = []
     for record in source.records:

@@ -1,7 +1,7 @@
-"""Reads detection sets that tensorflow-datasets has prepared, by their name and without TensorFlow.
+"""Reader of detection sets that tensorflow-datasets has prepared, by name and without TensorFlow.
 
-tensorflow-datasets can read a prepared folder of ArrayRecord files without TensorFlow, but most of its builders
-need TensorFlow to prepare one. So nothing is prepared here: that is done once, elsewhere if need be, with
+tensorflow-datasets reads a prepared folder of ArrayRecord files without TensorFlow, but most of its builders need
+TensorFlow to prepare one. So nothing is prepared here. Prepare a set once, on another machine if necessary, with
 
     tfds.builder("voc/2007", data_dir=..., file_format="array_record").download_and_prepare()
 
@@ -19,24 +19,26 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from klbox_jax.data.coco_entries import is_id
 from klbox_jax.data.image import decode_image, stored_size
-from klbox_jax.data.source import DataError, Fault, Record, Report, coco_dictionary, refuse
+from klbox_jax.data.record_files import RecordFiles
+from klbox_jax.data.source import DataError, Fault, FaultHandler, Record, coco_dictionary, raise_fault
 
-# What marks an object that is not to be learnt, where a set has it.
+# Features of an object that exclude it from training, if the set has them.
 _IGNORED = ("is_crowd", "is_difficult")
 
 
 class TfdsSource:
     """A split of a prepared set as `klbox_jax.data.source.Source`.
 
-    The set must have the features `image` and `objects`, with `bbox` (`ymin, xmin, ymax, xmax` as shares of the
-    image) and `label`; `is_crowd` and `is_difficult` of `objects`, and `image/id`, are used where they exist.
+    The set must have the features `image` and `objects`, with `bbox` (`ymin, xmin, ymax, xmax` as fractions of the
+    image) and `label`; `is_crowd` and `is_difficult` of `objects`, and `image/id`, are used if they exist.
     `coco/2017`, `voc/2007` and `voc/2012` are such sets. There are no masks.
 
-    Categories are numbered from 1 in the order of the labels: the set does not hold the ids of its origin. Where
-    there is no integer `image/id` the images are numbered from 1. An image's `file_name` is the prepared split with
-    its id, or its number there, and so the same in every slice. A record's `is_crowd` marks crowds and
-    difficult objects.
+    Categories are numbered from 1 in the order of the labels, because the set does not hold the original ids. Without
+    an integer `image/id` the images are numbered from 1. An image's `file_name` is the prepared split with its id, or
+    with its number in that split, and so the same in every slice. A record's `is_crowd` marks crowds and difficult
+    objects.
     """
 
     name: str
@@ -45,18 +47,20 @@ class TfdsSource:
     records: Sequence[Record]
     fingerprint: str | None = None
 
-    def __init__(self, name: str, split: str, *, data_dir: str | os.PathLike, report: Report = refuse):
+    def __init__(
+        self, name: str, split: str, *, data_dir: str | os.PathLike, on_fault: FaultHandler = raise_fault
+    ):
         """Reads the split once, for its annotations and the sizes of its images; no image is decoded.
 
         Args:
-            name: of the set, with its config and version where it has several: `voc/2007`, `voc/2007:5.0.0`.
+            name: name of the set, with its config and version if it has several: `voc/2007`, `voc/2007:5.0.0`.
             split: e.g. `train`, or a slice such as `train[:80%]`.
-            data_dir: the folder that prepared sets lie in.
-            report: takes what is wrong with single images; such images are left out.
+            data_dir: the folder of the prepared sets.
+            on_fault: receives the faults of single images; these images are left out.
 
         Raises:
-            DataError: the set is not prepared there as ArrayRecord, has no such split or features, or (from `report`)
-                an image or an object of it is unusable.
+            DataError: the set is not prepared there as ArrayRecord, has no such split or features, a file of it is
+                damaged, or (from `on_fault`) an image or an object is unusable.
         """
         self.name = f"{name}/{split}"
         folder = _prepared_folder(name, Path(data_dir))
@@ -73,6 +77,7 @@ class TfdsSource:
             for key, feature in features
             if isinstance(feature, tfds.features.Image)
         }
+        self._places = _places(builder, split, folder)
         try:
             self._examples = builder.as_data_source(split, decoders=decoders)
         except NotImplementedError as error:
@@ -81,32 +86,34 @@ class TfdsSource:
                 f"Prepare {name} again in another folder with file_format='array_record'."
             ) from error
         except ValueError as error:
-            raise DataError(
-                f"{folder} has no split {split!r}; it has {', '.join(builder.info.splits)}."
-            ) from error
+            raise _split_error(folder, split, str(error)) from error
+        self._files = RecordFiles(builder)
+        for part in dict.fromkeys(part for part, _ in self._places):
+            self._files.check(part)
         records, faults, rows = [], [], []
-        places = _places(builder, split)
-        for row, (example, (part, number)) in enumerate(zip(self._examples, places, strict=True)):
+        for row, (part, number) in enumerate(self._places):
             try:
+                example = self._files.read(self._examples, row, (part, number))
                 image_id = int(example["image/id"]) if has_ids else row + 1
                 file_name = f"{folder}/{part}/{image_id if has_ids else number}"
                 records.append(self._make_record(example, image_id, file_name))
                 rows.append(row)
             except DataError as error:
                 faults.append(error.fault)
-        report(faults)
+        on_fault(faults)
         self.records, self._rows = tuple(records), tuple(rows)
         ids = {record.image_id for record in self.records}
-        if len(ids) < len(self.records) or (ids and not -(2**31) <= min(ids) <= max(ids) < 2**31):
+        if len(ids) < len(self.records) or not all(map(is_id, ids)):
             raise DataError(
-                f"{folder}: the 'image/id' of {split} are not unique 32-bit integers. Prepare the set with others."
+                f"{folder}: the 'image/id' of {split} are not unique integers of at most 53 bits. Prepare the set with "
+                "others."
             )
 
     def load_image(self, index: int) -> UInt8[ndarray, "h w 3"]:
         """Returns the decoded RGB image of `records[index]`; raises DataError."""
-        record = self.records[index]
+        record, row = self.records[index], self._rows[index]
         return decode_image(
-            self._examples[self._rows[index]]["image"],
+            self._files.read(self._examples, row, self._places[row])["image"],
             height=record.height,
             width=record.width,
             name=record.file_name,
@@ -150,14 +157,44 @@ class TfdsSource:
         )
 
 
-def _places(builder: Any, split: str) -> list[tuple[str, int]]:
-    """Returns for each example of `split` its prepared split and its number there, from 1."""
+def _places(builder: Any, split: str, folder: Path) -> list[tuple[str, int]]:
+    """Returns the prepared split of each example of `split`, and the number of the example in it, from 1.
+
+    Raises:
+        DataError: there is no such split, the slice is malformed, or a part of it is empty.
+    """
     splits = builder.info.splits
     places = []
-    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
-        end = splits[part.splitname].num_examples if part.to is None else part.to
-        places += [(part.splitname, row + 1) for row in range(part.from_ or 0, end)]
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise _split_error(folder, split, str(error)) from error
+    for part in parts:
+        total = splits[part.splitname].num_examples
+        start, end = part.from_ or 0, total if part.to is None else part.to
+        if start >= end:
+            raise DataError(
+                f"{folder}: the slice {split!r} is empty: {part.splitname} has {total} examples, of which it selects "
+                f"{start} to {end}. Choose a larger slice."
+            )
+        places += [(part.splitname, row + 1) for row in range(start, end)]
     return places
+
+
+def _split_error(folder: Path, split: str, reason: str) -> DataError:
+    """Returns the error of a split that tensorflow-datasets refuses, with its reason."""
+    reason = " ".join(reason.split())[:200]
+    splits = _split_names(folder)
+    unknown = [part for part in split.split("+") if part.partition("[")[0] not in (*splits, "all")]
+    if unknown:
+        return DataError(f"{folder} has no split {unknown[0]!r}; it has {', '.join(splits)}.")
+    return DataError(
+        f"{folder}: the slice {split!r} cannot be read: {reason}. Write a slice such as train[:80%] or train[100:]."
+    )
+
+
+def _split_names(folder: Path) -> list[str]:
+    return list(tfds.builder_from_directory(folder).info.splits)
 
 
 def _error(file: str, kind: str, record: str, what: str, remedy: str) -> DataError:
@@ -192,7 +229,7 @@ def _versions(folder: Path) -> list[str]:
 
 
 def _object_features(builder: Any, folder: Path) -> dict[str, Any]:
-    """Returns the features of an object by name; raises DataError where the set is not one for detection."""
+    """Returns the features of an object by name; raises DataError if the set is not one for detection."""
     features = dict(builder.info.features.items())
     objects = getattr(features.get("objects"), "feature", None)
     fields = dict(objects.items()) if isinstance(objects, tfds.features.FeaturesDict) else {}

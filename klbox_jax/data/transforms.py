@@ -1,9 +1,9 @@
-"""From a decoded photograph and its annotation to what the network reads: resize, flip, pad.
+"""Resizing, flipping and padding of a decoded image and its annotation to the input of the network.
 
-Plain NumPy on one image. Images grow, and shrink to no less than a half, by linear interpolation; it leaves out no
-pixel there, and is the resizing of Detectron. Smaller ones are averages of areas (OpenCV's INTER_AREA, several times
-slower). At a half the two are one. Both place pixel `i` on `[i, i + 1)`, as the boxes do. The image lies in the top
-left corner of its canvas, the rest is zero.
+Plain NumPy on one image. Images are enlarged, and reduced down to one half, by linear interpolation, which uses every
+pixel in this range and is the resizing of Detectron. Stronger reductions average areas (OpenCV's INTER_AREA, several
+times slower). At exactly one half the two agree. In both, pixel `i` covers `[i, i + 1)`, as for the boxes. The image
+is in the top left corner of its canvas, and the rest of the canvas is zero.
 """
 
 import dataclasses
@@ -14,31 +14,31 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 
 from klbox_jax.data.masks import rasterize
-from klbox_jax.data.source import DataError, Record
+from klbox_jax.data.source import DataError, Fault, Record
 from klbox_jax.structures import Batch, GroundTruth
 
-# The loader's threads each resize an image of their own; OpenCV's would only fight them for the cores.
+# Each thread of the loader resizes one image; threads of OpenCV would only compete with them for the cores.
 cv2.setNumThreads(0)
 
-# A label is never taken to be more exact than this, in pixels of the canvas.
+# Lower limit of the standard deviation of a label, in pixels of the canvas.
 MIN_BOX_STD = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How photographs are brought to the network's canvases.
+    """Settings of the resizing, the augmentation and the canvases.
 
     Attributes:
         short_side: length in pixels that an image's shorter side is resized to, ...
-        long_side: ... unless its longer side would exceed this one.
-        canvases: `(height, width)` of each canvas. One executable is compiled for each that is used.
+        long_side: ... unless its longer side would exceed this length.
+        canvases: `(height, width)` of each canvas. One executable is compiled for each canvas in use.
         max_gt: ground-truth slots of an image.
         flip: mirror half of the training images.
-        scale_jitter: range of a factor on the size of each training image, drawn uniformly; cut where
+        scale_jitter: range of a factor on the size of each training image, drawn uniformly; the factor is reduced if
             the image would leave its canvas.
-        mask_size: cells along each side of an object's mask, which lies in its box; 0 for no masks.
-        on_bad_record: what becomes of an image that cannot be decoded after all: "stop" raises, "skip" puts an
-            image in its place that counts for nothing.
+        mask_size: cells along each side of an object's mask, which covers its box; 0 for no masks.
+        on_bad_record: treatment of an image that cannot be decoded during training: "stop" raises, "skip" replaces
+            it by an image that is not valid.
 
     Raises:
         ValueError: a field is out of range.
@@ -79,10 +79,10 @@ def resized_size(
     factor: float = 1.0,
     canvas: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Returns the rounded `(height, width)` an image is resized to.
+    """Returns the rounded `(height, width)` of the resized image.
 
-    The scale is min(short_side / shorter side, long_side / longer side) * factor, capped so that the image
-    fits `canvas` where one is given.
+    The scale is min(short_side / shorter side, long_side / longer side) * factor, reduced so that the image fits
+    `canvas` if one is given.
     """
     scale = factor * min(short_side / min(height, width), long_side / max(height, width))
     if canvas is not None:
@@ -106,29 +106,57 @@ def choose_canvas(record: Record, preprocessing: Preprocessing) -> int:
     ]
     if not fitting:
         raise DataError(
-            f"{record.file_name} (image {record.image_id}) becomes {height} x {width} pixels, which fits "
-            f"none of the canvases {preprocessing.canvases}. Add a canvas, or lower short_side or "
-            "long_side."
+            Fault(
+                kind="image fits no canvas",
+                file=f"{record.file_name} (image {record.image_id})",
+                what=f"is resized to {height} x {width} pixels, which fits none of the canvases "
+                f"{preprocessing.canvases}",
+                remedy="Add a canvas to config.data.canvases, or lower short_side or long_side.",
+            )
         )
     return min(fitting)[1]
 
 
-def check_max_gt(record: Record, max_gt: int) -> None:
-    """Raises DataError if the image has more objects than ground-truth slots."""
-    if len(record.boxes) > max_gt:
-        raise DataError(
-            f"{record.file_name} (image {record.image_id}) has {len(record.boxes)} objects, but max_gt is "
-            f"{max_gt}. Raise max_gt to {len(record.boxes)} or more."
-        )
+def max_gt_fault(record: Record, max_gt: int) -> Fault | None:
+    """Returns the fault of an image with more objects than ground-truth slots, or None."""
+    count = len(record.boxes)
+    if count <= max_gt:
+        return None
+    return Fault(
+        kind="more objects than max_gt",
+        file=f"{record.file_name} (image {record.image_id})",
+        what=f"has {count} objects, but max_gt is {max_gt}",
+        remedy=f"Raise config.data.max_gt to {count} or more.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The size and orientation of an image on its canvas.
+
+    Attributes:
+        canvas: `(height, width)` of the canvas.
+        new_size: `(height, width)` of the resized image.
+        flip: mirror left and right.
+
+    Raises:
+        ValueError: the resized image does not fit the canvas.
+    """
+
+    canvas: tuple[int, int]
+    new_size: tuple[int, int]
+    flip: bool = False
+
+    def __post_init__(self):
+        if self.new_size[0] > self.canvas[0] or self.new_size[1] > self.canvas[1]:
+            raise ValueError(f"An image of {self.new_size} does not fit the canvas {self.canvas}.")
 
 
 def make_example(
     image: UInt8[ndarray, "h w 3"],
     record: Record,
+    placement: Placement,
     *,
-    canvas: tuple[int, int],
-    new_size: tuple[int, int],
-    flip: bool,
     max_gt: int,
     mask_size: int = 0,
     out: UInt8[ndarray, "H W 3"] | None = None,
@@ -138,26 +166,23 @@ def make_example(
     Args:
         image: the decoded file, RGB.
         record: its annotation, in pixels of the file.
-        canvas: `(height, width)` of the canvas.
-        new_size: `(height, width)` of the resized image.
-        flip: mirror left and right.
+        placement: size and orientation of the image on its canvas.
         max_gt: ground-truth slots.
-        mask_size: cells along each side of a mask (0 or 1 each; all 0 in padded slots); 0 for no masks. The
-            record must have segmentations otherwise.
-        out: a canvas with anything in it, that is filled and becomes `images`; by default a new one.
+        mask_size: cells along each side of a mask (0 or 1 each; all 0 in padded slots); 0 for no masks. If it is not
+            0, the record must have segmentations.
+        out: a canvas with any content, which is filled and used as `images`; by default a new one.
 
     Raises:
         DataError: the image has more than `max_gt` objects.
-        ValueError: the resized image does not fit the canvas.
     """
-    check_max_gt(record, max_gt)
-    new_height, new_width = new_size
-    if new_height > canvas[0] or new_width > canvas[1]:
-        raise ValueError(f"An image of {new_size} does not fit the canvas {canvas}.")
-    pixels = np.empty((*canvas, 3), np.uint8) if out is None else out
-    _fill(pixels, image, new_size=new_size, flip=flip)
+    fault = max_gt_fault(record, max_gt)
+    if fault is not None:
+        raise DataError(fault)
+    flip, (new_height, new_width) = placement.flip, placement.new_size
+    pixels = np.empty((*placement.canvas, 3), np.uint8) if out is None else out
+    _fill(pixels, image, new_size=placement.new_size, flip=flip)
 
-    # Each axis was rounded by itself, so each has a scale of its own.
+    # Each axis is rounded separately, so each has its own scale.
     scale = np.array([new_width / record.width, new_height / record.height])
     scale_xyxy = np.tile(scale, 2)
     limits = np.tile([new_width, new_height], 2)
@@ -174,7 +199,7 @@ def make_example(
     masks = None
     if mask_size:
         masks = np.zeros((max_gt, mask_size, mask_size), np.uint8)
-        # A mask lies in its box, and so moves and scales with it.
+        # A mask is relative to its box, and so moves and scales with it.
         for row, (segmentation, box) in enumerate(zip(record.segmentations, record.boxes, strict=True)):
             mask = rasterize(segmentation, box, mask_size=mask_size, height=record.height)
             masks[row] = mask[:, ::-1] if flip else mask
@@ -188,7 +213,7 @@ def make_example(
     )
     return Batch(
         images=pixels,
-        image_size=np.array(new_size, np.int32),
+        image_size=np.array(placement.new_size, np.int32),
         scale=scale.astype(np.float32),
         image_id=np.array(record.image_id, np.int32),
         valid=np.array(True),
@@ -198,16 +223,15 @@ def make_example(
 
 def make_blank_example(
     record: Record,
+    placement: Placement,
     *,
-    canvas: tuple[int, int],
-    new_size: tuple[int, int],
     max_gt: int,
     mask_size: int = 0,
     out: UInt8[ndarray, "H W 3"] | None = None,
 ) -> Batch:
-    """Returns what stands for an image that cannot be read: black, without objects, and not valid.
+    """Returns the replacement of an image that cannot be read: black, without objects, and not valid.
 
-    Arguments as for `make_example`.
+    The arguments are those of `make_example`.
     """
     empty = dataclasses.replace(
         record,
@@ -217,17 +241,8 @@ def make_blank_example(
         box_stds=None if record.box_stds is None else record.box_stds[:0],
         segmentations=None if record.segmentations is None else (),
     )
-    image = np.zeros((*new_size, 3), np.uint8)
-    example = make_example(
-        image,
-        empty,
-        canvas=canvas,
-        new_size=new_size,
-        flip=False,
-        max_gt=max_gt,
-        mask_size=mask_size,
-        out=out,
-    )
+    image = np.zeros((*placement.new_size, 3), np.uint8)
+    example = make_example(image, empty, placement, max_gt=max_gt, mask_size=mask_size, out=out)
     return example.replace(valid=np.array(False))
 
 
@@ -244,7 +259,7 @@ def _fill(
     new_size: tuple[int, int],
     flip: bool,
 ) -> None:
-    """Writes every pixel of a canvas once or twice: copies of whole canvases cost as much as the resizing."""
+    """Writes the resized image and zeros into a canvas, without a copy, which would cost as much as the resizing."""
     (height, width), (new_height, new_width) = image.shape[:2], new_size
     canvas[new_height:] = 0
     canvas[:new_height, new_width:] = 0
@@ -256,7 +271,7 @@ def _fill(
         interpolation = cv2.INTER_AREA if is_much_smaller else cv2.INTER_LINEAR
         cv2.resize(image, (new_width, new_height), dst=corner, interpolation=interpolation)
     if flip:
-        # NumPy's `[:, ::-1]` moves single pixels, and takes longer than decoding the file.
+        # NumPy's `[:, ::-1]` moves single pixels, which takes longer than decoding the file.
         cv2.flip(corner, 1, dst=corner)
 
 

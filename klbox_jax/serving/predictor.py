@@ -23,7 +23,7 @@ from klbox_jax.compilation import CountedJit
 from klbox_jax.data.build import build_preprocessing
 from klbox_jax.data.image import decode_image, upright_size
 from klbox_jax.data.source import DataError, Record
-from klbox_jax.data.transforms import Preprocessing, choose_canvas, make_example, resized_size
+from klbox_jax.data.transforms import Placement, Preprocessing, choose_canvas, make_example, resized_size
 from klbox_jax.errors import WorkdirError
 from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.build import build_model
@@ -106,7 +106,7 @@ class Predictor:
             is_crowd=np.zeros(0, bool),
         )
         canvas, new_size = _place(record, self.preprocessing)
-        example = make_example(pixels, record, canvas=canvas, new_size=new_size, flip=False, max_gt=1)
+        example = make_example(pixels, record, Placement(canvas=canvas, new_size=new_size), max_gt=1)
         return jax.tree.map(lambda leaf: leaf[None], example)
 
     def predict(self, batch: Batch) -> Prediction:

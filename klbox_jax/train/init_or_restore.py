@@ -4,7 +4,6 @@ Compilers run without Python's global lock. So the step is compiled on a thread 
 """
 
 import dataclasses
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from klbox_jax.data.loader import blank_batch
+from klbox_jax.data.plan import Shard
 from klbox_jax.distributed import is_writer, put_batch, replicated
 from klbox_jax.files import write_json
 from klbox_jax.structures import Batch, GroundTruth
@@ -23,6 +23,7 @@ from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_and_create_state, lower_create_state
 from klbox_jax.weights.convert import load_weights
 from klbox_jax.weights.provenance import check_provenance
+from klbox_jax.weights.weight_file import weights_digest
 
 
 def init_or_restore(job: Job, checkpoints: Checkpoints) -> TrainState:
@@ -53,8 +54,7 @@ def init_or_restore(job: Job, checkpoints: Checkpoints) -> TrainState:
             job.train_source,
             job.train_plan.step(start or 0),
             job.preprocessing,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard=Shard(jax.process_index(), jax.process_count()),
         )
         job.train_step.compile_ahead(abstract, put_batch(batch, job.mesh), executor=executor)
     # Not waited for, so that a fault of a checkpoint or of the weights shows at once.
@@ -81,8 +81,7 @@ def _initial_params(job: Job, params: dict[str, Any]) -> dict[str, Any]:
     check_provenance(config, report.provenance)
     logging.info("%s: %s", config.init_weights, report)
     if is_writer():
-        with open(config.init_weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = weights_digest(config.init_weights)
         provenance = {
             # A box coder is written as its name and weights.
             name: repr(value) if dataclasses.is_dataclass(value) else value

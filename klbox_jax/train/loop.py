@@ -9,6 +9,7 @@ from absl import logging
 
 from klbox_jax.compilation import give_back_freed_memory
 from klbox_jax.data.loader import train_batches
+from klbox_jax.data.plan import Shard
 from klbox_jax.distributed import put_batch
 from klbox_jax.errors import Preempted
 from klbox_jax.train.checkpoints import Checkpoints
@@ -107,11 +108,9 @@ def _batches(job: Job, start: int):
         job.train_source,
         job.train_plan,
         job.preprocessing,
-        start_step=start,
-        num_steps=job.total_steps - start,
+        steps=range(start, job.total_steps),
         num_threads=job.config.data.num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shard=Shard(jax.process_index(), jax.process_count()),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from klbox_jax.data.loader import eval_batches
-from klbox_jax.data.plan import EvalPlan
+from klbox_jax.data.loader import eval_batches, restore_image_ids
+from klbox_jax.data.plan import EvalPlan, Shard
 from klbox_jax.data.source import Source
 from klbox_jax.distributed import is_writer
 from klbox_jax.errors import Preempted
@@ -96,8 +96,7 @@ class Evaluation:
             plan,
             job.preprocessing,
             num_threads=job.config.data.num_threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shard=Shard(jax.process_index(), jax.process_count()),
         )
         with (
             contextlib.closing(batches),
@@ -108,7 +107,8 @@ class Evaluation:
                 progress.update(finished)
                 self._check_preemption(step)
 
-            return evaluator(params, batches, on_batch=on_batch)
+            found = evaluator(params, batches, on_batch=on_batch)
+            return {name: restore_image_ids(rows, source) for name, rows in found.items()}
 
     def _check_preemption(self, step: int) -> None:
         if stopped_by := self._preemption.signal():

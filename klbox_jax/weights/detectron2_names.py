@@ -1,6 +1,6 @@
 """Names of detectron2's checkpoints and model zoo: Faster and Mask R-CNN with ResNet, FPN or C4.
 
-Classes are ordered as ours, the background last, and boxes of it are not predicted. A prefix of the whole backbone
+Classes are ordered as ours, with the background last and without boxes of its own. The prefix of the whole backbone
 may be missing, as in the zoo's ImageNet files, which are torchvision's weights under detectron2's names.
 """
 
@@ -38,15 +38,15 @@ UNUSED = re.compile(
 
 
 def recognizes(names: Iterable[str]) -> bool:
-    """Whether these are detectron2's names."""
+    """Returns True for names of detectron2."""
     return any(re.search(r"(^|\.)res2\.0\.conv1\.weight$", name) for name in names)
 
 
 def translate(name: str, *, pooled_side: int) -> Target | None:
-    """Returns where a tensor goes, or None if it belongs to another network.
+    """Returns the place of a tensor, or None if it belongs to another network.
 
     Args:
-        name: in the state dict.
+        name: name in the state dict.
         pooled_side: bins along each side of the pooled maps that the box head reads.
     """
     if UNUSED.fullmatch(name):
@@ -97,7 +97,7 @@ def _numbered_path(owner: str) -> tuple[str, ...] | None:
 def prepare(
     state: dict[str, np.ndarray], *, provenance: Provenance, num_classes: int | None
 ) -> dict[str, np.ndarray]:
-    """Returns the state dict with the first convolution reading RGB."""
+    """Returns the state dict with the first convolution converted to read RGB."""
     del num_classes
     if provenance.channel_order == "rgb":
         return state
@@ -110,9 +110,9 @@ def prepare(
 def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
     """Returns detectron2's conventions.
 
-    Mean and standard deviation of the pixels are read from the file where it has them, as older ones do; the
-    blue channel, whose mean is the lowest, then tells the order. Otherwise they are detectron2's defaults, for
-    images in BGR and MSRA's ResNet: what its zoo has, but for the ImageNet files without a prefix.
+    Mean and standard deviation of the pixels are read from the file if it has them, as older files do. The order of
+    the channels then follows from the blue channel, whose mean is the lowest. Otherwise they are detectron2's
+    defaults, for images in BGR and MSRA's ResNet, as in its whole zoo except the ImageNet files without a prefix.
     """
     del config
     if "stem.conv1.weight" in state:
@@ -134,7 +134,7 @@ def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
         pixel_mean=mean,
         pixel_std=std,
         channel_order=order,
-        # The zoo divides by a standard deviation just where it starts from weights with the stride in the 3x3.
+        # The zoo divides by a standard deviation only if it starts from weights with the stride in the 3x3.
         stride_in_1x1=bool(np.allclose(std, 1.0)),
         box_coder=CenterBoxCoder((10.0, 10.0, 5.0, 5.0)),
         rpn_box_coder=CenterBoxCoder((1.0, 1.0, 1.0, 1.0)),

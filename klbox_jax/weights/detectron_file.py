@@ -1,8 +1,8 @@
-"""Reads pickles of NumPy arrays, as Detectron and detectron2's model zoo publish their weights (`.pkl`).
+"""Reader of pickled NumPy arrays, the weight files (`.pkl`) of Detectron and of detectron2's model zoo.
 
-Detectron's are of Python 2 (cPickle, protocol 2): byte strings come as Latin-1 text, the bytes of an array among
-them. `{'blobs': {...}, 'cfg': ...}`, `{'model': {...}, '__author__': ...}` and plain dictionaries are read alike.
-No NumPy function is called by what the file says: arrays and dtypes are rebuilt here from their description.
+Detectron's files are from Python 2 (cPickle, protocol 2), whose byte strings, such as the bytes of an array, are read
+as Latin-1 text. `{'blobs': {...}, 'cfg': ...}`, `{'model': {...}, '__author__': ...}` and plain dictionaries are read
+in the same way. The file cannot call any function of NumPy: arrays and dtypes are rebuilt here from their description.
 """
 
 import math
@@ -31,7 +31,8 @@ NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8
 def read_detectron_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a pickled dictionary by name, as read-only arrays.
 
-    A dictionary under 'blobs' or 'model' is taken for the whole; entries that are not arrays are left out.
+    If there is a dictionary of arrays under 'blobs', 'model' or another name of `WRAPPERS`, only that one is read.
+    Entries that are not arrays are left out.
 
     Raises:
         WeightFileError: the file is missing, truncated, damaged, in another format, or asks for anything but
@@ -41,7 +42,7 @@ def read_detectron_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def arrays_of(root: Any, path: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of what `load_numpy_pickle` returned; see `read_detectron_file`."""
+    """Returns the arrays in a result of `load_numpy_pickle`; see `read_detectron_file`."""
     leaves = named_leaves(root, (_Array, np.ndarray), path=path, remedy=REMEDY)
     arrays = {}
     for name, leaf in leaves.items():
@@ -53,7 +54,7 @@ def arrays_of(root: Any, path: str) -> dict[str, np.ndarray]:
 
 
 def load_numpy_pickle(path: str | os.PathLike) -> Any:
-    """Returns what is pickled at `path`; `arrays_of` finds the arrays in it."""
+    """Returns the unpickled content of a file; `arrays_of` finds the arrays in it."""
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
@@ -82,7 +83,7 @@ class _RefusedDtypeError(Exception):
 
 
 class _Dtype:
-    """A dtype of plain numbers; the pickle sets its byte order after it made it."""
+    """A dtype of plain numbers; the pickle sets its byte order later."""
 
     __slots__ = ("value",)
 
@@ -99,7 +100,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array to be; the pickle sets its shape, dtype and bytes after it made it."""
+    """An array whose shape, dtype and bytes the pickle sets later."""
 
     __slots__ = ("value",)
 
@@ -128,13 +129,13 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-# A pickle may set attributes on whatever it can name. Instances without a __dict__ have none to set.
+# A pickle may set attributes of every object that it can name. Instances without a __dict__ have none.
 class _MakeDtype:
     __slots__ = ()
 
     def __call__(self, name, align=False, copy=False):
         if name not in NUMBERS:
-            # The name of a damaged file may be all that is in it.
+            # In a damaged file the name may be the whole content.
             raise _RefusedDtypeError(f"dtype {name[:20]!a}" if isinstance(name, str) else "another dtype")
         return _Dtype(np.dtype(name))
 
@@ -168,7 +169,7 @@ class _Scalar:
         return _array(raw, dtype, (), "C").item()
 
 
-# How Python 3 writes bytes for Python 2 to read.
+# Bytes as Python 3 writes them for Python 2.
 class _Encode:
     __slots__ = ()
 

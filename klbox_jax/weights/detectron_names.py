@@ -1,8 +1,8 @@
 """Names of Detectron's blobs, and of the KL-Loss release, which is built on it.
 
-Networks read BGR images, with MSRA's ResNet or VGG. Batch norm is folded to a factor and a shift. Classes are ordered
-with the background first, for which boxes and masks are predicted too. KL-Loss (`XYXY` in its config) codes
-corners, in the RPN as well, in the order x1, x2, y1, y2, and has the log variances in `bbox_pred_std`.
+Networks read BGR images, with MSRA's ResNet or VGG. Batch norm is folded to a factor and a shift. The background is
+the first class, and has boxes and masks too. KL-Loss (`XYXY` in its config) codes corners, also in the RPN, in the
+order x1, x2, y1, y2, and has the log variances in `bbox_pred_std`.
 """
 
 import re
@@ -32,15 +32,15 @@ EDGES = [0, 2, 1, 3]
 
 
 def recognizes(names: Iterable[str]) -> bool:
-    """Whether these are Detectron's names."""
+    """Returns True for names of Detectron."""
     return any(re.fullmatch(r"res2_0_branch2a_w|conv1_w|conv1_1_w", name) for name in names)
 
 
 def translate(name: str, *, pooled_side: int) -> Target | None:
-    """Returns where a blob goes, or None if it belongs to another network.
+    """Returns the place of a blob, or None if it belongs to another network.
 
     Args:
-        name: of the blob; those of a ResNet's first convolution as `prepare` renames them.
+        name: name of the blob; that of a ResNet's first convolution as `prepare` renames it.
         pooled_side: bins along each side of the pooled maps that the box head reads.
     """
     if UNUSED.fullmatch(name):
@@ -89,7 +89,7 @@ def _conv_path(owner: str) -> tuple[str, ...] | None:
     # VGG-16 and VGG-CNN-M-1024.
     if re.fullmatch(r"conv[1-5](_[1-3])?", owner):
         return "backbone", owner
-    # Blobs are named after the sum they enter or leave, with the number of the stage's last block.
+    # Blobs are named after the sum that they enter or leave, with the number of the stage's last block.
     if match := re.fullmatch(r"fpn_(inner_)?res([2-5])_\d+_sum(_lateral)?", owner):
         return "fpn", f"{'fpn_lateral' if match[1] else 'fpn_output'}{match[2]}"
     # The levels share the layers of the finest.
@@ -105,9 +105,9 @@ def _conv_path(owner: str) -> tuple[str, ...] | None:
 def prepare(
     state: dict[str, np.ndarray], *, provenance: Provenance, num_classes: int | None
 ) -> dict[str, np.ndarray]:
-    """Returns the blobs with the first convolution reading RGB, edges in our order and whole batch norms.
+    """Returns the blobs with the first convolution converted to RGB, edges in our order and complete batch norms.
 
-    A ResNet's `conv1` becomes `stem`, since VGG-CNN-M-1024 has a `conv1` of its own. Its bias is left out: the
+    A ResNet's `conv1` is renamed `stem`, because VGG-CNN-M-1024 has a `conv1` of its own. Its bias is left out: the
     network has none, and the converted file holds numerical noise.
     """
     del num_classes
@@ -123,7 +123,7 @@ def prepare(
         if not (is_resnet and name == "conv1_b"):
             prepared[name] = value
     for name in state:
-        # A factor and a shift alone: statistics that leave them as they are.
+        # The file has a factor and a shift only; with these statistics the norm applies them unchanged.
         if name.endswith("_bn_s") and f"{name[:-1]}rm" not in state:
             prepared[f"{name[:-1]}rm"] = np.zeros_like(state[name])
             prepared[f"{name[:-1]}riv"] = np.full_like(state[name], 1.0 - EPSILON)
@@ -145,7 +145,7 @@ def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
 
     Args:
         state: the blobs.
-        config: the YAML text that Detectron stores beside them; empty if there is none.
+        config: the YAML text that Detectron stores with them; empty if there is none.
     """
     has_corners = _flag(config, "XYXY", default="bbox_pred_std_w" in state)
     fields = {

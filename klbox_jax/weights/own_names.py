@@ -1,4 +1,4 @@
-"""The layout of our own weight files: a tensor is named by the path of its parameter; see `safetensors_file`."""
+"""The layout of our own weight files, where a tensor has the path of its parameter as its name."""
 
 import json
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ _CODERS = {coder.__name__: coder for coder in (CornerBoxCoder, CenterBoxCoder)}
 
 
 def recognizes(names: Iterable[str]) -> bool:
-    """Whether these are our names."""
+    """Returns True for names of our own files."""
     return any(name.startswith("backbone/") for name in names)
 
 
 def translate(name: str, *, pooled_side: int) -> Target:
-    """Returns where a tensor goes: its name says so."""
+    """Returns the place of a tensor, which is its name."""
     del pooled_side
     return Target(tuple(name.split("/")), same)
 
@@ -27,13 +27,13 @@ def translate(name: str, *, pooled_side: int) -> Target:
 def prepare(
     state: dict[str, np.ndarray], *, provenance: Provenance, num_classes: int | None
 ) -> dict[str, np.ndarray]:
-    """Returns the tensors as they are."""
+    """Returns the tensors unchanged."""
     del provenance, num_classes
     return state
 
 
 def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
-    """Returns the conventions that the file's metadata holds, `config`; raises WeightFileError without any."""
+    """Returns the conventions in `config`, the metadata of the file; raises WeightFileError if they are missing."""
     del state
     try:
         fields = json.loads(config)
@@ -50,7 +50,7 @@ def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise WeightFileError(
-            f"its metadata lack the conventions of its network ({error!r}); write the file "
+            f"its metadata lacks the conventions of its network ({error!r}); write the file "
             "with model_metadata(model) among its metadata."
         ) from error
 

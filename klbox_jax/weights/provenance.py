@@ -1,4 +1,4 @@
-"""What a checkpoint's network was trained under that its tensors do not say."""
+"""Conventions of a checkpoint's network that are not in its tensors: pixel statistics, coders, strides."""
 
 import dataclasses
 from typing import Any, Literal
@@ -13,22 +13,22 @@ BoxCoder = CornerBoxCoder | CenterBoxCoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The conventions of a checkpoint, beside its tensors.
+    """The conventions of a checkpoint, in addition to its tensors.
 
     Attributes:
         source: the code that wrote it.
-        pixel_mean, pixel_std: of the channels in RGB order, 0 to 255, whatever the order of the file.
-        channel_order: of the images the file's network read. The first convolution of a 'bgr' file is flipped
-            when it is loaded, so that ours reads RGB.
-        stride_in_1x1: a bottleneck strides in its first 1x1 convolution (the original ResNet of MSRA) and not
-            in its 3x3 one; None for other backbones.
-        box_coder: of the box head; None for a file of a backbone.
-        rpn_box_coder: of the anchors; None for a file of a backbone.
-        anchor_offset: where an anchor stands in its cell, in cells; None for a file of a backbone.
-        aligned_pooling: cell `i` of a feature map has its centre at `i + 0.5` for RoIAlign, and not at `i`;
-            None for a file of a backbone.
-        plus_one_widths: a box is `x2 - x1 + 1` wide. With `x2` moved by one pixel to the outer edge both coders
-            are those of continuous edges; a RoI is then pooled from a region one pixel shorter.
+        pixel_mean, pixel_std: statistics of the channels in RGB order, 0 to 255, in any order of the file.
+        channel_order: channel order of the images that the file's network reads. The first convolution of a 'bgr'
+            file is flipped when it is loaded, so that ours reads RGB.
+        stride_in_1x1: True if a bottleneck has its stride in the first 1x1 convolution (the original ResNet of MSRA)
+            and not in the 3x3 convolution; None for other backbones.
+        box_coder: coder of the box head; None for a file of a backbone.
+        rpn_box_coder: coder of the anchors; None for a file of a backbone.
+        anchor_offset: position of an anchor's centre in its cell, in cells; None for a file of a backbone.
+        aligned_pooling: True if RoIAlign has the centre of cell `i` at `i + 0.5`, and False if at `i`; None for a
+            file of a backbone.
+        plus_one_widths: True if a box is `x2 - x1 + 1` wide. With `x2` moved by one pixel to the outer edge both
+            coders are those of continuous edges; a RoI is then pooled from a region one pixel shorter.
     """
 
     source: str
@@ -44,18 +44,18 @@ class Provenance:
 
 
 def check_provenance(config_model: Any, provenance: Provenance) -> None:
-    """Raises where a model is configured for other inputs than the checkpoint needs.
+    """Raises WeightFileError if a model is configured for other inputs than the checkpoint needs.
 
-    The mean and standard deviation of the pixels are always compared; the place of the stride, of the anchors
-    and of RoIAlign's cells where `config_model` has a field for it. The box coders are compared when weights
-    are loaded, for they concern single layers.
+    The mean and standard deviation of the pixels are always compared. The positions of the stride, the anchors and
+    RoIAlign's cells are compared if `config_model` has a field for them. The box coders are compared when weights
+    are loaded, because they concern single layers.
 
     Args:
         config_model: a `config.model`, anything with nested `get`.
-        provenance: of the loaded checkpoint.
+        provenance: conventions of the loaded checkpoint.
 
     Raises:
-        WeightFileError: naming each field and the value to set.
+        WeightFileError: names each field and the value to set.
     """
     wanted = {
         "pixel_mean": provenance.pixel_mean,
@@ -73,7 +73,7 @@ def check_provenance(config_model: Any, provenance: Provenance) -> None:
         if not np.allclose(found, value, rtol=0, atol=1e-2):
             wrong.append(f"config.model.{field} = {value!r} (it is {found!r})")
     if wrong:
-        raise WeightFileError(f"The {provenance.source} weights need {'; '.join(wrong)}; set what they need.")
+        raise WeightFileError(f"The {provenance.source} weights need {'; '.join(wrong)}; set these values.")
 
 
 def _lookup(config: Any, field: str) -> Any:

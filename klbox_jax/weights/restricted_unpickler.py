@@ -1,8 +1,8 @@
-"""Unpickles weight files without running anything from them.
+"""Unpickling of weight files without running code from them.
 
-A pickle is a program. Here it may build plain containers, numbers and strings, and name what the reader of its
-format admits; every other name is refused. What is admitted has no attributes to set and does nothing but
-describe a tensor, so that neither a call nor a change of it outlives the reading.
+A pickle is a program. Here it may build plain containers, numbers and strings, and use the names that the reader of
+its format admits; every other name is refused. The admitted objects have no attributes that a file could set, and
+only describe a tensor, so no call and no change has an effect after the reading.
 """
 
 import collections
@@ -12,20 +12,35 @@ from typing import Any, BinaryIO
 
 FETCH = "fetch or copy the file again"
 
-# Far above any real checkpoint; a nested dictionary may name one inner dictionary exponentially often.
+# Far above any real checkpoint; nested dictionaries may contain one inner dictionary exponentially often.
 MAX_ENTRIES = 1_000_000
 MAX_DEPTH = 16
 MAX_NAME_LENGTH = 1000
 MAX_REASON_LENGTH = 200
-# Every call copies what it is given, so a file may not give the same thing over and over: all arguments together may
-# be so many times as long as the file, and so much more.
+# Every call copies its arguments, so a file must not pass the same large argument again and again. All arguments
+# together may have MAX_COPIES times the length of the file, and FREE_COPIES more.
 MAX_COPIES = 8
 FREE_COPIES = 2**20
-# Dictionaries that stand for the whole file, in the order in which they may nest.
-WRAPPERS = ("state_dict", "model", "blobs")
+# Names under which training scripts store the tensors of a network, in order of preference: averaged ones are read if
+# there are no others.
+WRAPPERS = (
+    *(
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "network",
+        "net",
+        "weights",
+        "params",
+        "blobs",
+    ),
+    *("module", "ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model"),
+)
+# Beginnings of the names of other states that a script stores next to the network's.
+_OTHER_STATES = ("optim", "lr_", "sched", "scaler", "amp", "hyper", "callbacks", "loops")
 
-# Sets would hash what they hold, the next call into registries and buffers outside of the file, and the last build
-# instances of classes, of which there are none here.
+# Refused: sets, which hash their elements; registries and buffers outside the file; and instances of classes.
 _REFUSED_OPCODES = (
     *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),
     *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
@@ -37,18 +52,18 @@ class WeightFileError(ValueError):
     """A weight file cannot be used; the message names the file, the reason and the remedy."""
 
 
-# The C unpickler allocates as many slots as the file asks for (64 GiB from a dozen bytes); the Python one
-# keeps its memo in a dictionary.
+# The C unpickler allocates as many memo slots as the file says (64 GiB from a dozen bytes); the Python one has its
+# memo in a dictionary.
 class RestrictedUnpickler(pickle._Unpickler):
-    """Builds plain containers and what `admitted` names.
+    """An unpickler of plain containers and `admitted` names.
 
     Args:
         file: positioned at a pickle.
-        path: of the file, for messages.
-        size: bytes of the pickle, or of the file that it lies in.
-        admitted: what a pair of module and name stands for. Values must have no attributes to set.
-        encoding: of the byte strings of Python 2.
-        remedy: what to do about a file that names anything else.
+        path: path of the file, for messages.
+        size: bytes of the pickle, or of the file that contains it.
+        admitted: the object for each pair of module and name. The objects must have no attributes that can be set.
+        encoding: encoding of the byte strings of Python 2.
+        remedy: the remedy in the message about a file that uses another name.
 
     Raises:
         WeightFileError: on `load`, a name is not admitted.
@@ -78,17 +93,17 @@ class RestrictedUnpickler(pickle._Unpickler):
         self._copies_left = FREE_COPIES + MAX_COPIES * size
 
     def find_class(self, module, name):
-        """Returns what a name stands for, if it is admitted."""
+        """Returns the object of a name; raises WeightFileError if the name is not admitted."""
         if (module, name) not in self._admitted:
             shown = ascii(f"{module}.{name}")[1:-1][:MAX_REASON_LENGTH]
             raise WeightFileError(
-                f"{self._path}: refused to load {shown}, which is no part of a dictionary of tensors; "
+                f"{self._path}: refused to load {shown}, which is not part of a dictionary of tensors; "
                 f"{self._remedy}."
             )
         return self._admitted[module, name]
 
     def load_reduce(self):
-        """Calls what a name stands for."""
+        """Calls an admitted object."""
         self._spend(self.stack[-1])
         super().load_reduce()
 
@@ -102,7 +117,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def _instantiate(self, klass, args):
-        # What the opcodes of Python 2's classes do with a name, once it was found.
+        # The opcodes of Python 2's classes call this method.
         raise pickle.UnpicklingError("an instance of a class")
 
     def _spend(self, arguments):
@@ -113,7 +128,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def load_bytearray8(self):
         """Reads a byte array as bytes."""
-        # The inherited one fills the announced length with zeros before a byte of it is read.
+        # The inherited method allocates the announced length before it reads a byte.
         self.load_binbytes8()
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -134,13 +149,13 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 
 def require_plain_keys(keys: list) -> None:
-    """Raises `UnpicklingError` for a key whose hash may take forever, as that of a tuple of tuples does."""
+    """Raises `UnpicklingError` for a key other than strings and numbers, whose hash may take forever."""
     if not all(isinstance(key, str | bytes | int | float | None) for key in keys):
         raise pickle.UnpicklingError("a dictionary has a key that is neither a string nor a number")
 
 
 class OrderedDictMaker:
-    """What `collections.OrderedDict` stands for in a pickle."""
+    """The object for `collections.OrderedDict` in a pickle."""
 
     __slots__ = ()
 
@@ -152,9 +167,10 @@ class OrderedDictMaker:
 
 
 def named_leaves(root: Any, kinds: type | tuple[type, ...], *, path: str, remedy: str) -> dict[str, Any]:
-    """Returns everything of one kind below `root` under its dotted name.
+    """Returns all objects of some kinds below `root` by their dotted names.
 
-    A dictionary under 'state_dict', 'model' or 'blobs' is taken for the whole. Other entries are left out.
+    If there is a dictionary with such objects under a name of `WRAPPERS`, only that one is read. Otherwise the states
+    of optimizers and schedules are left out.
 
     Raises:
         WeightFileError: there is none, two have one name, or dictionaries nest without end.
@@ -164,12 +180,12 @@ def named_leaves(root: Any, kinds: type | tuple[type, ...], *, path: str, remedy
 
     def collect(node, prefix, depth):
         nonlocal entries
-        # A pickle may hide a dictionary's own methods behind attributes of the instance.
+        # `dict.items`, because a pickle may hide a dictionary's own methods behind attributes of the instance.
         for key, value in dict.items(node):
             entries += 1
             if entries > MAX_ENTRIES or depth > MAX_DEPTH:
                 raise WeightFileError(f"{path}: nests dictionaries without end; {remedy}.")
-            if not isinstance(key, str):
+            if not isinstance(key, str) or (depth == 0 and isinstance(value, dict) and _is_other_state(key)):
                 continue
             name = prefix + key
             if len(name) > MAX_NAME_LENGTH or not name.isprintable():
@@ -182,23 +198,44 @@ def named_leaves(root: Any, kinds: type | tuple[type, ...], *, path: str, remedy
                 leaves[name] = value
 
     if isinstance(root, dict):
-        for wrapper in WRAPPERS:
-            if isinstance(dict.get(root, wrapper), dict):
-                root = dict.get(root, wrapper)
+        for _ in range(MAX_DEPTH):
+            inner = (dict.get(root, wrapper) for wrapper in WRAPPERS)
+            inner = (node for node in inner if isinstance(node, dict) and _has_leaf(node, kinds))
+            if (node := next(inner, None)) is None:
+                break
+            root = node
         collect(root, "", 0)
     if not leaves:
         raise WeightFileError(f"{path}: holds no dictionary of tensors; {remedy}.")
     return leaves
 
 
+def _is_other_state(key: str) -> bool:
+    return key.lower().startswith(_OTHER_STATES)
+
+
+def _has_leaf(root: dict, kinds: type | tuple[type, ...]) -> bool:
+    """Returns True if an object of some kinds is among the first entries below `root`."""
+    waiting, looked_at = [root], 0
+    while waiting and looked_at < MAX_ENTRIES:
+        node = waiting.pop()
+        for value in dict.values(node):
+            looked_at += 1
+            if isinstance(value, kinds):
+                return True
+            if isinstance(value, dict):
+                waiting.append(value)
+    return False
+
+
 def is_count(value: Any) -> bool:
-    """Whether `value` is an int from 0 on that 64 bits hold, and not a bool."""
+    """Returns True for an int of at most 64 bits that is not negative, and not a bool."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def damaged(path: str, error: Exception) -> WeightFileError:
-    """Returns what to raise for whatever went wrong: damage shows in as many ways as a file has bytes."""
-    # The text of some errors holds all that they failed on, as it stands in the file.
+    """Returns the error for any exception of a reader, because damage can cause every type of exception."""
+    # The text of some errors contains a whole part of the file.
     reason = f"{type(error).__name__}: {error}"
     shown = "".join(c if c.isprintable() else " " for c in reason[:MAX_REASON_LENGTH])
     return WeightFileError(f"{path}: is damaged or truncated ({shown}); {FETCH}.")

@@ -1,17 +1,18 @@
-"""Our own weight files: every parameter of a detector in one safetensors file.
+"""Weight files in the safetensors format: our own, and those of other libraries.
 
-Tensors are named by their paths, joined by '/', such as 'backbone/stem/kernel'. The format is a JSON header and
-raw numbers, so that a file of strangers can be read without running anything from it; the library checks the
-header's length, and that the tensors fill the file exactly.
+In our own files every parameter of a detector has its path as its name, joined by '/', such as 'backbone/stem/kernel'.
+The format is a JSON header and raw numbers, so reading a foreign file runs no code from it. The library checks the
+length of the header, and that the tensors fill the file exactly.
 """
 
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,9 +22,16 @@ from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.weights.listing import MAX_LISTED, listed, nearest
 from klbox_jax.weights.restricted_unpickler import FETCH, WeightFileError
 
-# The name in the metadata of the conventions that the tensors do not say, a JSON object; see `model_metadata`.
+# Key in the metadata of the network's conventions, a JSON object; see `model_metadata`.
 CONVENTIONS = "conventions"
-_DTYPES = ("F16", "F32")
+# The types of our own files.
+_OWN_DTYPES = ("F16", "F32")
+# The types of other files. NumPy knows bfloat16 by ml_dtypes only.
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
 
 
 def save_params(
@@ -33,17 +41,17 @@ def save_params(
     metadata: Mapping[str, str],
     dtype: str = "float32",
 ) -> None:
-    """Writes a weight file whole or not at all; makes the folder where it is missing.
+    """Writes a weight file atomically; makes the folder if it is missing.
 
     Args:
-        path: ends in `.safetensors` by custom.
+        path: the file, which ends in `.safetensors`.
         params: nested dictionaries of arrays.
-        metadata: texts that are kept beside the tensors; those of `model_metadata` let `load_weights` fill a
+        metadata: texts that are stored with the tensors; with those of `model_metadata`, `load_weights` can fill a
             detector from the file.
-        dtype: what numbers are stored as, `float32` or `float16`, which halves the file and rounds to 11 bits.
+        dtype: type of the stored numbers: `float32`, or `float16`, which halves the file and rounds to 11 bits.
 
     Raises:
-        ValueError: `dtype` is another one, or a number is not finite (any more) in it.
+        ValueError: `dtype` is another type, or a number is not finite in it.
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, not {dtype!r}")
@@ -70,42 +78,57 @@ def save_params(
 
 
 def load_params(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns the parameters of a weight file as nested dictionaries of float32 arrays, and its metadata.
+    """Returns the parameters of one of our weight files as nested dictionaries of float32 arrays, and its metadata.
 
     Raises:
-        WeightFileError: the file is missing, is no safetensors file, is truncated, or holds a tensor of another
-            type than float16 and float32, a number that is not finite, or names that do not make a tree.
+        WeightFileError: the file is missing, is not a safetensors file, is truncated, or holds a tensor of another
+            type than float16 and float32, a number that is not finite, or names that do not form a tree.
     """
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = read_tensors(path, dtypes=_OWN_DTYPES)
     names = {name: tuple(name.split("/")) for name in tensors}
     inner = {parts[:length] for parts in names.values() for length in range(1, len(parts))}
     wrong = [name for name, parts in names.items() if parts in inner or not all(parts)]
     if wrong:
         raise WeightFileError(
-            f"{os.fspath(path)}: the names of its tensors are no paths of parameters: {listed(wrong)}; {FETCH}."
+            f"{os.fspath(path)}: the names of its tensors are not paths of parameters: {listed(wrong)}; {FETCH}."
         )
     return unflatten_dict({names[name]: value for name, value in tensors.items()}), metadata
 
 
-def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the tensors of a file by name, as float32, and its metadata; raises as `load_params` does."""
+def read_tensors(
+    path: str | os.PathLike, *, dtypes: Collection[str] = tuple(_DTYPES)
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the tensors of a file by name, and its metadata.
+
+    Floating-point numbers become float32. Integers and booleans, such as torch's counters of batch norms, keep their
+    type.
+
+    Args:
+        path: the file.
+        dtypes: accepted types, by their names in the format.
+
+    Raises:
+        WeightFileError: see `load_params`.
+    """
     path = os.fspath(path)
     tensors = {}
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             for name in sorted(file.keys()):
-                if (dtype := file.get_slice(name).get_dtype()) not in _DTYPES:
+                if (dtype := file.get_slice(name).get_dtype()) not in dtypes:
                     raise WeightFileError(
                         f"{path}: {name!r} is of type {dtype}, not float16 or float32; write it again with "
                         "one of these."
                     )
-                tensors[name] = file.get_tensor(name).astype(np.float32)
+                value = file.get_tensor(name)
+                is_float = dtype in ("F64", "F32", "F16", "BF16")
+                tensors[name] = value.astype(np.float32) if is_float else value
     except OSError as error:
         raise WeightFileError(f"{path}: cannot be read ({error}); check the path.") from error
     except safetensors.SafetensorError as error:
         raise WeightFileError(
-            f"{path}: is no safetensors file, or is truncated or damaged ({error}); {FETCH}."
+            f"{path}: is not a safetensors file, or is truncated or damaged ({error}); {FETCH}."
         ) from error
     for name, value in tensors.items():
         if not np.isfinite(value).all():
@@ -114,12 +137,12 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
 
 def check_params(loaded: Mapping[str, Any], expected: Mapping[str, Any], *, path: str | os.PathLike) -> None:
-    """Raises WeightFileError, which lists the differences, where parameters do not fit a model.
+    """Raises WeightFileError, which lists the differences, if parameters do not fit a model.
 
     Args:
-        loaded: of a file, nested dictionaries of arrays.
-        expected: those of the model, arrays or anything else with a `shape`.
-        path: of the file, for the message.
+        loaded: parameters of a file, nested dictionaries of arrays.
+        expected: parameters of the model, arrays or anything else with a `shape`.
+        path: path of the file, for the message.
     """
     found, wanted = (
         {"/".join(name): tuple(value.shape) for name, value in flatten_dict(dict(tree)).items()}
@@ -130,7 +153,7 @@ def check_params(loaded: Mapping[str, Any], expected: Mapping[str, Any], *, path
     other = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
     parts = []
     if missing:
-        # To look for near names takes a while: only of those that are listed.
+        # The search for similar names is slow, so it is done for the listed ones only.
         near = [f"{name} (none{nearest(name, unknown)})" for name in missing[:MAX_LISTED]]
         parts.append(f"parameters that the file does not have: {listed(near + missing[MAX_LISTED:])}")
     if unknown:
@@ -146,9 +169,9 @@ def check_params(loaded: Mapping[str, Any], expected: Mapping[str, Any], *, path
 
 
 def model_metadata(model: GeneralizedRCNN) -> dict[str, str]:
-    """Returns what a detector's tensors do not say of it, as metadata for `save_params`.
+    """Returns the conventions of a detector that are not in its tensors, as metadata for `save_params`.
 
-    These are the fields of `Provenance`; a box coder is its class and weights.
+    These are the fields of `Provenance`; a box coder is given by its class and weights.
     """
     conventions = {
         "pixel_mean": model.pixel_mean,

@@ -1,8 +1,9 @@
-"""Reads the tensors of a file that `torch.save` wrote, without torch and without running anything from it.
+"""Reader of the tensors of a file of `torch.save`, without torch and without running code from the file.
 
-Both layouts are known: the old one (before torch 1.6: five pickles in a row, then the raw storages) and the
-zip archive of today. Their pickles may name only what a state dict is made of; every other name is refused,
-and nothing that can be named does more than build a dictionary, a tuple or a description of a tensor.
+Both layouts are read: the old one (before torch 1.6: five pickles in a row, then the raw storages) and the zip archive
+of today. Their pickles may only use the names of state dicts and of the states of optimizers and schedules, as
+`torch.load(weights_only=True)` admits them; every other name is refused. The admitted names only build dictionaries,
+tuples, descriptions of tensors, or nothing.
 """
 
 import math
@@ -25,7 +26,7 @@ from klbox_jax.weights.restricted_unpickler import (
 )
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-# How a file of each layout begins; in the old one PROTO 2, then LONG1 with the ten bytes of the number.
+# The first bytes of each layout; in the old one PROTO 2, then LONG1 with the ten bytes of the number.
 LEGACY_START = b"\x80\x02\x8a\x0a" + MAGIC_NUMBER.to_bytes(10, "little")
 ZIP_START = b"PK\x03\x04"
 PROTOCOL_VERSION = 1001
@@ -44,17 +45,36 @@ STORAGE_DTYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# torch's names of its dtypes, which scripts store with the tensors.
+DTYPE_NAMES = (
+    *("float64", "double", "float32", "float", "float16", "half", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *(
+        "int64",
+        "long",
+        "int32",
+        "int",
+        "int16",
+        "short",
+        "int8",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "bool",
+    ),
+    *("complex32", "complex64", "complex128", "qint8", "quint8", "qint32"),
+)
 
 
 def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict by name, as read-only arrays that may share memory.
 
-    A dictionary under 'state_dict' or 'model' is taken for the whole. Nested names are joined by dots;
-    entries that are not tensors are left out.
+    If there is a dictionary of tensors under 'state_dict', 'model' or another name of `WRAPPERS`, only that one is
+    read. Nested names are joined by dots; entries that are not tensors are left out.
 
     Raises:
         WeightFileError: the file is missing, truncated, damaged, in another format, written on a big-endian
-            machine, or asks for anything but tensors.
+            machine, or uses a name that is not admitted.
     """
     path = os.fspath(path)
     try:
@@ -75,7 +95,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 class _Storage(NamedTuple):
-    """Part of a storage that the pickle refers to and that is read after it."""
+    """A part of a storage; the pickle refers to it, and its bytes follow the pickle."""
 
     key: str
     offset: int
@@ -89,20 +109,43 @@ class _Tensor(NamedTuple):
     stride: tuple
 
 
-# A pickle may set attributes on whatever it can name, and those of a function would outlive the call.
-# Instances without a __dict__ have none to set.
+# A pickle may set attributes of every object that it can name, and those of a function would remain after the call.
+# Instances without a __dict__ have none.
 class _RebuildTensor:
     __slots__ = ()
 
-    def __call__(self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+    def __call__(self, storage, offset, size, stride, *flags):
+        # The flags are requires_grad, hooks and metadata.
+        if len(flags) > 3:
+            raise TypeError("a tensor with more arguments than torch writes")
         return _Tensor(storage, offset, size, stride)
 
 
 class _RebuildParameter:
     __slots__ = ()
 
-    def __call__(self, data, requires_grad=False, hooks=None):
+    def __call__(self, data, requires_grad=False, hooks=None, state=None):
         return data
+
+
+class _RebuildFromType:
+    """Rebuilds a tensor with attributes, which are dropped."""
+
+    __slots__ = ()
+
+    def __call__(self, function, kind, arguments, state):
+        if not isinstance(function, _RebuildTensor | _RebuildParameter) or not isinstance(arguments, tuple):
+            raise TypeError("a tensor that is built by another function than torch's")
+        return function(*arguments)
+
+
+class _Nothing:
+    """An object of the state of a schedule or an optimizer, which no tensor needs."""
+
+    __slots__ = ()
+
+    def __call__(self, *arguments):
+        return None
 
 
 class _StorageType:
@@ -119,16 +162,39 @@ class _StorageType:
         return self._dtype
 
 
-ADMITTED = {
-    ("collections", "OrderedDict"): OrderedDictMaker(),
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-    ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-} | {("torch", name): _StorageType(dtype) for name, dtype in STORAGE_DTYPES.items()}
+# The other names that torch.load(weights_only=True) reads in the state of a training.
+IGNORED_NAMES = (
+    *(("torch", name) for name in DTYPE_NAMES),
+    *(
+        ("torch", name)
+        for name in ("Tensor", "device", "strided", "sparse_coo", "channels_last", "contiguous_format")
+    ),
+    ("collections", "Counter"),
+    ("torch.nn.parameter", "Parameter"),
+    ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("builtins", "__builtin__") for name in ("set", "complex", "bytearray")),
+)
+ADMITTED = (
+    {name: _Nothing() for name in IGNORED_NAMES}
+    | {
+        ("collections", "OrderedDict"): OrderedDictMaker(),
+        ("torch", "Size"): tuple,
+        ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+        ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
+        ("torch._tensor", "_rebuild_from_type_v2"): _RebuildFromType(),
+    }
+    | {
+        (module, name): _StorageType(dtype)
+        for module in ("torch", "torch.cuda")
+        for name, dtype in STORAGE_DTYPES.items()
+    }
+)
 
 
 class _Unpickler(RestrictedUnpickler):
-    """Builds dictionaries and tensor descriptions; notes each storage's dtype and element count."""
+    """An unpickler of dictionaries and descriptions of tensors, which keeps each storage's dtype and length."""
 
     def __init__(self, file: BinaryIO, path: str, *, size: int):
         super().__init__(file, path, size=size, admitted=ADMITTED, encoding="utf-8", remedy=RESAVE)
@@ -137,12 +203,12 @@ class _Unpickler(RestrictedUnpickler):
     def persistent_load(self, pid):
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             kind = pid[0] if isinstance(pid, tuple) and pid else pid
-            # Of a string alone: the repr of tuples within tuples may be endless.
+            # The repr of a string only, because that of nested tuples may be endless.
             kind = repr(kind) if isinstance(kind, str) else type(kind).__name__
             raise WeightFileError(f"{self._path}: refers to a {kind} where only storages may be; {RESAVE}.")
         _, storage_type, key, _, numel = pid[:5]
         if not isinstance(storage_type, _StorageType) or not isinstance(key, str) or not is_count(numel):
-            raise WeightFileError(f"{self._path}: describes a storage that cannot be; {FETCH}.")
+            raise WeightFileError(f"{self._path}: describes an impossible storage; {FETCH}.")
         found = storage_type.dtype, numel
         if self.storages.setdefault(key, found) != found:
             raise WeightFileError(f"{self._path}: describes storage {key!r} in two ways; {RESAVE}.")
@@ -186,7 +252,7 @@ def _read_legacy(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]
         (stored,) = struct.unpack("<q", file.read(8))
         if stored != numel:
             raise WeightFileError(
-                f"{path}: storage {key!r} has {stored} elements where {numel} were announced; {FETCH}."
+                f"{path}: storage {key!r} has {stored} elements, but {numel} are announced; {FETCH}."
             )
         if numel * dtype.itemsize > size - file.tell():
             raise WeightFileError(f"{path}: ends inside storage {key!r} of {numel} elements; {FETCH}.")
@@ -200,7 +266,7 @@ def _read_zip(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise WeightFileError(f"{path}: holds two members of one name; {RESAVE}.")
-        # torch stores its members as they are, so compression is either a trick or another program's work.
+        # torch does not compress its members, so compression is an attack or the work of another program.
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in members.values()):
             raise WeightFileError(
                 f"{path}: holds compressed or encrypted members, which torch never writes; {RESAVE}."
@@ -234,7 +300,7 @@ def _read_zip(file: BinaryIO, path: str) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _array(tensor: _Tensor, storages: dict[str, np.ndarray], name: str, path: str) -> np.ndarray:
-    """Returns the strided view that a tensor describes, after checking that it stays inside its storage."""
+    """Checks that a described tensor stays inside its storage, and returns the strided view."""
     storage, offset, size, stride = tensor
     is_sound = (
         isinstance(storage, _Storage)
@@ -244,12 +310,12 @@ def _array(tensor: _Tensor, storages: dict[str, np.ndarray], name: str, path: st
         and all(map(is_count, (offset, *size, *stride)))
     )
     if not is_sound:
-        raise WeightFileError(f"{path}: describes a tensor {name!r} that cannot be; {FETCH}.")
+        raise WeightFileError(f"{path}: describes an impossible tensor {name!r}; {FETCH}.")
     values = storages[storage.key][storage.offset : storage.offset + storage.numel]
     if math.prod(size) == 0:
         return np.empty(size, values.dtype)
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
-    # The count as well: strides of zero could blow one element up to any size.
+    # The number of elements is checked too, because strides of zero could expand one element to any size.
     if last >= storage.numel or math.prod(size) > storage.numel:
         raise WeightFileError(f"{path}: tensor {name!r} of shape {size} reaches beyond its storage; {FETCH}.")
     steps = tuple(

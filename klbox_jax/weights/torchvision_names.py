@@ -1,7 +1,7 @@
 """Names of torchvision's state dicts: Faster and Mask R-CNN with ResNet-FPN, and its ImageNet classifiers.
 
-The names are those of torchvision 0.29 and, beside them, the older ones that its published detectors carry and
-its loading hooks rename. Classes are ordered with the background first.
+The names are those of torchvision 0.29, and the older ones of its published detectors, which torchvision renames when
+it loads them. The background is the first class.
 """
 
 import re
@@ -21,7 +21,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 MOBILENET_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-# Of the category ids 1 to 90 these were never used; torchvision's heads have outputs for them nonetheless.
+# Category ids between 1 and 90 that COCO does not use; torchvision's heads have outputs for them.
 UNUSED_COCO_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_CLASSES = tuple(row for row in range(91) if row not in UNUSED_COCO_IDS)
 
@@ -38,13 +38,13 @@ LINEAR_LAYERS = {
     "classifier.0": "fc1",
     "classifier.3": "fc2",
 }
-# Outputs for each class of the layers that COCO's unused classes are cut from.
+# Number of outputs for each class, of the layers that COCO's unused classes are removed from.
 CLASS_LAYERS = {
     "roi_heads.box_predictor.cls_score": 1,
     "roi_heads.box_predictor.bbox_pred": 4,
     "roi_heads.mask_predictor.mask_fcn_logits": 1,
 }
-# Of the classifiers.
+# Last layers of the classifiers.
 LAST_LAYERS = ("fc", "classifier.1", "classifier.6")
 
 
@@ -60,7 +60,7 @@ def mobilenet_v2_names() -> dict[tuple[str, ...], str]:
     add(("stem",), "features.0.0", "features.0.1")
     expansions = [expansion for expansion, _, blocks, _ in STAGES for _ in range(blocks)]
     for number, expansion in enumerate(expansions, start=1):
-        # Convolutions with an activation are wrapped with their norm; the last stands beside its own.
+        # Convolutions with an activation are wrapped with their norm; the last one is next to its norm.
         wrapped = ["depthwise"] if expansion == 1 else ["expand", "depthwise"]
         torch_block = f"features.{number}.conv"
         for index, part in enumerate(wrapped):
@@ -76,15 +76,15 @@ MOBILENET_PATHS = {name: path for path, name in mobilenet_v2_names().items()}
 
 
 def recognizes(names: Iterable[str]) -> bool:
-    """Whether these are torchvision's names."""
+    """Returns True for names of torchvision."""
     return any(name.startswith(("backbone.body.", "layer1.", "features.")) for name in names)
 
 
 def translate(name: str, *, pooled_side: int) -> Target | None:
-    """Returns where a tensor goes, or None if it belongs to another network.
+    """Returns the place of a tensor, or None if it belongs to another network.
 
     Args:
-        name: in the state dict.
+        name: name in the state dict.
         pooled_side: bins along each side of the pooled maps that the box head reads.
     """
     owner, _, leaf = name.rpartition(".")
@@ -163,13 +163,13 @@ def _predictor(owner: str, leaf: str) -> Target | None:
 def prepare(
     state: dict[str, np.ndarray], *, provenance: Provenance, num_classes: int | None
 ) -> dict[str, np.ndarray]:
-    """Returns the state dict with COCO's unused classes cut, and its variances for our epsilon of batch norm.
+    """Returns the state dict without COCO's unused classes, and with variances for our epsilon of batch norm.
 
     Args:
         state: tensors by name.
-        provenance: what `provenance` says of it.
-        num_classes: K of our model. At 80, heads of COCO's 91 rows (with the background) lose the unused ones,
-            so that class `i` is the i-th category by id.
+        provenance: its conventions, from `provenance`.
+        num_classes: K of our model. If it is 80, the unused rows of heads with COCO's 91 rows (with the background)
+            are removed, so that class `i` is the i-th category by id.
     """
     state = dict(state)
     for name, value in state.items():
@@ -184,13 +184,13 @@ def prepare(
 
 
 def _norm_epsilon(state: dict[str, np.ndarray]) -> float:
-    # The detectors that torchvision published before its frozen batch norm had an epsilon; it sets theirs to
-    # zero as it loads them. They are known by their older names.
+    # Detectors that torchvision published before its frozen batch norm had an epsilon; torchvision sets it to zero
+    # when it loads them. Their names are the older ones.
     return 0.0 if "backbone.fpn.inner_blocks.0.weight" in state else 1e-5
 
 
 def provenance(state: dict[str, np.ndarray], *, config: str) -> Provenance:
-    """Returns torchvision's conventions; `config` says nothing about them."""
+    """Returns torchvision's conventions; `config` has no part in them."""
     del config
     is_resnet = any(name.removeprefix("backbone.body.").startswith("layer1.") for name in state)
     fields = {

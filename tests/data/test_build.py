@@ -4,7 +4,7 @@ from PIL import Image
 
 from klbox_jax.data import build
 from klbox_jax.data.build import build_preprocessing, build_source
-from klbox_jax.data.source import DataError, refuse
+from klbox_jax.data.source import DataError, raise_fault
 from tests import coco_folder
 
 
@@ -17,7 +17,7 @@ def _config(**fields):
 def test_coco(tmp_path):
     root = str(coco_folder.write_folder(tmp_path, images_per_shape=1, splits=("train",)))
     assert build_source(_config(name="coco", root=root), "train").class_names == ("fish", "ray")
-    with pytest.raises(DataError, match="has as its mask nothing"):
+    with pytest.raises(DataError, match="has a malformed mask: nothing"):
         build_source(_config(name="coco", root=root, mask_size=28), "train")
     assert (
         build_source(_config(name="coco", root=root, mask_size=0), "train").records[0].segmentations is None
@@ -62,7 +62,7 @@ def test_tfds_and_scenes_receive_their_fields(monkeypatch):
     monkeypatch.setattr(build, "TfdsSource", Stub)
     monkeypatch.setattr(build, "ScenesSource", Stub)
     build_source(_config(name="tfds", root="prepared", tfds_name="voc/2007"), "test")
-    assert calls == [(("voc/2007", "test"), {"data_dir": "prepared", "report": refuse})]
+    assert calls == [(("voc/2007", "test"), {"data_dir": "prepared", "on_fault": raise_fault})]
     config = _config(name="scenes", root="here", noise_scale=2.0, num_images={"train": 3})
     build_source(config, "train")
     build_source(config, "test")
@@ -73,7 +73,10 @@ def test_tfds_and_scenes_receive_their_fields(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "yolo"}, "config.data.name = 'yolo' is unknown; choose scenes, coco, voc or tfds"),
+        (
+            {"name": "kitti"},
+            "config.data.name = 'kitti' is unknown; choose one of auto, coco, scenes, tfds, voc, yolo",
+        ),
         ({"name": "coco"}, "config.data.root is empty; set it to the folder of the coco data set"),
         ({"name": "voc"}, "config.data.root is empty"),
         ({"name": "tfds"}, "config.data.root is empty"),

@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from klbox_jax.data.coco import CocoSource
+from klbox_jax.data.coco import CocoFiles, CocoSource
+from klbox_jax.data.image_files import ImageRules
 from klbox_jax.data.source import DataError
 
 SHARED_DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
@@ -96,7 +97,7 @@ def test_images_are_decoded_to_their_size(folder):
 
 def test_other_layouts_by_name(folder):
     (folder / "labels.json").write_text((folder / "annotations" / "instances_train.json").read_text())
-    source = CocoSource(folder, "all", annotation_file="labels.json", image_dir="train")
+    source = CocoSource(folder, "all", files=CocoFiles(annotation_file="labels.json", image_dir="train"))
     assert len(source.records) == 3
 
 
@@ -208,7 +209,7 @@ def test_bytes_that_are_not_text(folder):
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"images"'])
 def test_json_that_is_no_object(folder, text):
     _write(folder, text)
-    with pytest.raises(DataError, match="holds no JSON object"):
+    with pytest.raises(DataError, match="does not hold a JSON object"):
         CocoSource(folder, "train")
 
 
@@ -251,7 +252,7 @@ def test_missing_keys_and_wrong_types(folder, section, key):
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("images", "id", 2**31),
+        ("images", "id", 2**53),
         ("images", "id", "30"),
         ("images", "height", 0),
         ("images", "width", -4),
@@ -302,7 +303,7 @@ def test_duplicate_ids(folder, section, value):
         ([16, 2, 3, 4], "no part inside its image"),
         ([1, 40, 3, 4], "no part inside its image"),
         ([-9, 2, 9, 4], "no part inside its image"),
-        ([10, 2, 1e-9, 4], "too small to be told from a line"),
+        ([10, 2, 1e-9, 4], "of no width or height in float32"),
     ],
 )
 def test_useless_boxes_name_their_annotation(folder, bbox, fault):
@@ -364,9 +365,9 @@ def test_image_faults_are_known_at_once(folder):
 
     jpeg = folder / "train" / "sub" / "b.jpg"
     jpeg.write_bytes(jpeg.read_bytes()[:-40])
-    assert "a.png is missing or no file (and 1 more). Restore" in _broken(folder, lambda c: None)
+    assert "a.png is missing or is not a file (and 1 more). Restore" in _broken(folder, lambda c: None)
     # Without the check the fault shows when the image is read.
-    source = CocoSource(folder, "train", check_images=False)
+    source = CocoSource(folder, "train", files=CocoFiles(images=ImageRules(check=False)))
     with pytest.raises(DataError, match=r"b\.jpg cannot be decoded, it is truncated"):
         source.load_image(1)
 

@@ -180,7 +180,7 @@ def test_missing_file_folder_and_text_are_refused(tmp_path):
     for read in (decode_image, check_image):
         with pytest.raises(DataError, match=r"gone\.jpg is missing.*Restore"):
             read(tmp_path / "gone.jpg", height=4, width=4)
-        with pytest.raises(DataError, match="is missing or no file"):
+        with pytest.raises(DataError, match="is missing or is not a file"):
             read(tmp_path, height=4, width=4)
         for name in ("text.jpg", "empty.png"):
             with pytest.raises(DataError, match=rf"{name} is not an image of a known format"):

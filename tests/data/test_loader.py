@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from klbox_jax.data import loader
 from klbox_jax.data.coco import CocoSource
 from klbox_jax.data.loader import blank_batch, check_fits, eval_batches, train_batches
 from klbox_jax.data.masks import run_lengths
-from klbox_jax.data.plan import EvalPlan, TrainPlan
+from klbox_jax.data.plan import EvalPlan, Shard, TrainPlan
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Preprocessing
 
@@ -64,7 +65,7 @@ class MemorySource:
 def _train(source, *, start=0, steps=14, threads=2, seed=7, **options):
     plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=seed)
     iterator = train_batches(
-        source, plan, PREPROCESSING, start_step=start, num_steps=steps, num_threads=threads, **options
+        source, plan, PREPROCESSING, steps=range(start, start + steps), num_threads=threads, **options
     )
     with contextlib.closing(iterator):
         return list(iterator)
@@ -78,13 +79,14 @@ def _assert_equal(batches, expected):
             np.testing.assert_array_equal(leaf, other_leaf)
 
 
-def test_threads_and_buffers_change_nothing():
+def test_threads_and_buffers_change_nothing(monkeypatch):
     source = MemorySource(with_stds=True)
     alone = _train(source, threads=0)
     assert len({batch.images.shape for batch in alone}) == 3
     assert alone[0].gt.box_stds.shape == (4, 4, 4)
     _assert_equal(_train(source, threads=1), alone)
-    _assert_equal(_train(source, threads=4, prefetch=9), alone)
+    monkeypatch.setattr(loader, "PREFETCH", 9)
+    _assert_equal(_train(source, threads=4), alone)
 
 
 @pytest.mark.parametrize("start", [1, 6, 13])
@@ -102,10 +104,7 @@ def test_another_seed_has_other_batches():
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_share_the_global_batch(process_count):
     source = MemorySource()
-    shares = [
-        _train(source, steps=7, process_index=index, process_count=process_count)
-        for index in range(process_count)
-    ]
+    shares = [_train(source, steps=7, shard=Shard(index, process_count)) for index in range(process_count)]
     joined = [
         jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts) for parts in zip(*shares, strict=True)
     ]
@@ -114,21 +113,21 @@ def test_processes_share_the_global_batch(process_count):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
-        _train(MemorySource(), process_count=3)
+        _train(MemorySource(), shard=Shard(0, 3))
     source = MemorySource()
     plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=7)
     with pytest.raises(ValueError, match="multiple of 3"):
-        blank_batch(source, plan.step(0), PREPROCESSING, process_count=3)
+        blank_batch(source, plan.step(0), PREPROCESSING, shard=Shard(0, 3))
 
 
 @pytest.mark.parametrize("with_stds", [False, True])
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_a_blank_batch_has_the_form_of_a_real_one(with_stds, process_count):
-    """Of each step, whose canvases differ: what is compiled for the one fits the other."""
+    """Of each step, because the canvases differ: a program compiled for the one fits the other."""
     source = MemorySource(with_stds=with_stds)
     plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=7)
-    for step, batch in enumerate(_train(source, steps=7, process_count=process_count)):
-        blank = blank_batch(source, plan.step(step), PREPROCESSING, process_count=process_count)
+    for step, batch in enumerate(_train(source, steps=7, shard=Shard(0, process_count))):
+        blank = blank_batch(source, plan.step(step), PREPROCESSING, shard=Shard(0, process_count))
         assert jax.tree.structure(blank) == jax.tree.structure(batch)
         for leaf, other in zip(jax.tree.leaves(blank), jax.tree.leaves(batch), strict=True):
             assert (leaf.shape, leaf.dtype) == (other.shape, other.dtype)
@@ -152,7 +151,7 @@ def test_flips_and_scales_vary_and_can_be_switched_off():
 
     plain = dataclasses.replace(PREPROCESSING, flip=False, scale_jitter=(1.0, 1.0))
     plan = TrainPlan(check_fits(source, plain), batch_size=4, seed=7)
-    batches = list(train_batches(source, plan, plain, start_step=0, num_steps=20, num_threads=0))
+    batches = list(train_batches(source, plan, plain, steps=range(20), num_threads=0))
     assert {tuple(size) for b in batches for size in b.image_size.tolist()} == {(40, 24), (24, 40), (24, 24)}
     left = np.concatenate([b.gt.boxes[:, 0, 0][b.gt.valid[:, 0]] for b in batches])
     np.testing.assert_allclose(left, 0.8 * (left > 0.7) + 0.6 * (left <= 0.7), rtol=1e-5)
@@ -171,7 +170,7 @@ def test_masks_come_in_batches_of_fixed_shape():
     assert _train(source, steps=1)[0].gt.masks is None
     preprocessing = dataclasses.replace(PREPROCESSING, mask_size=2)
     plan = TrainPlan(check_fits(source, preprocessing), batch_size=4, seed=7)
-    batches = list(train_batches(source, plan, preprocessing, start_step=0, num_steps=14, num_threads=0))
+    batches = list(train_batches(source, plan, preprocessing, steps=range(14), num_threads=0))
     assert {batch.gt.masks.shape for batch in batches} == {(4, 4, 2, 2)}
     masks, valid = (np.concatenate([getattr(b.gt, name) for b in batches]) for name in ("masks", "valid"))
     assert not masks[~valid].any()
@@ -222,7 +221,7 @@ def test_closing_early_ends_the_threads(steps_read):
     source = MemorySource()
     plan = TrainPlan(check_fits(source, PREPROCESSING), batch_size=4, seed=0)
     before = set(threading.enumerate())
-    iterator = train_batches(source, plan, PREPROCESSING, start_step=0, num_steps=10**6, num_threads=2)
+    iterator = train_batches(source, plan, PREPROCESSING, steps=range(10**6), num_threads=2)
     for _ in range(steps_read):
         next(iterator)
     iterator.close()
@@ -256,6 +255,6 @@ def test_sample_photographs_make_batches():
     canvas_index = check_fits(source, preprocessing)
     assert set(canvas_index) == {1, 2}
     plan = TrainPlan(canvas_index, batch_size=2, seed=0)
-    for batch in train_batches(source, plan, preprocessing, start_step=0, num_steps=3, num_threads=2):
+    for batch in train_batches(source, plan, preprocessing, steps=range(3), num_threads=2):
         assert batch.images.shape[0] == 2
         assert batch.gt.valid.any()

@@ -125,7 +125,7 @@ def test_voc(voc_root, warnings):  # noqa: F811
 def _batches(source, config, *, steps=9, threads=2):
     preprocessing = build_preprocessing(config)
     plan = TrainPlan(check_fits(source, preprocessing), batch_size=2, seed=0)
-    iterator = train_batches(source, plan, preprocessing, start_step=0, num_steps=steps, num_threads=threads)
+    iterator = train_batches(source, plan, preprocessing, steps=range(steps), num_threads=threads)
     with contextlib.closing(iterator):
         return list(iterator)
 

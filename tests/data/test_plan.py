@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from klbox_jax.data.plan import EvalPlan, TrainPlan, process_slice
+from klbox_jax.data.plan import EvalPlan, Shard, TrainPlan
 
 # Canvas 1 has no image, canvas 3 fewer than a batch.
 CANVASES = np.random.default_rng(0).permutation([0] * 21 + [2] * 16 + [3] * 3)
@@ -87,15 +87,15 @@ def test_shuffling_is_uniform_over_first_places():
 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_slices_make_up_the_batch(process_count):
-    slices = [process_slice(8, process_index=i, process_count=process_count) for i in range(process_count)]
+    slices = [Shard(i, process_count).slots(8) for i in range(process_count)]
     assert np.concatenate([np.arange(8)[part] for part in slices]).tolist() == list(range(8))
 
 
 def test_batches_that_cannot_be_shared_are_refused():
     with pytest.raises(ValueError, match=r"batch of 8 images .* 3 processes.*multiple of 3"):
-        process_slice(8, process_index=0, process_count=3)
-    with pytest.raises(ValueError, match="process_index must lie in 0 to 1"):
-        process_slice(8, process_index=2, process_count=2)
+        Shard(0, 3).slots(8)
+    with pytest.raises(ValueError, match="process_index must be in 0 to 1"):
+        Shard(2, 2).slots(8)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64])

@@ -7,6 +7,7 @@ import pytest
 from klbox_jax.data.masks import run_lengths
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import (
+    Placement,
     Preprocessing,
     choose_canvas,
     flip_boxes,
@@ -28,6 +29,10 @@ def _record(height, width, boxes=(), *, box_stds=None, is_crowd=None):
         is_crowd=np.zeros(len(boxes), bool) if is_crowd is None else np.array(is_crowd),
         box_stds=None if box_stds is None else np.array(box_stds, np.float32).reshape(-1, 4),
     )
+
+
+def _example(image, record, *, canvas, new_size, flip, **options):
+    return make_example(image, record, Placement(canvas=canvas, new_size=new_size, flip=flip), **options)
 
 
 def _preprocessing(**changes):
@@ -74,7 +79,9 @@ def test_three_canvases_by_shape():
 
 
 def test_no_canvas_fits():
-    with pytest.raises(DataError, match=r"pond/17\.jpg \(image 17\) becomes 60 x 90 pixels.*\(\(64, 64\),\)"):
+    with pytest.raises(
+        DataError, match=r"pond/17\.jpg \(image 17\) is resized to 60 x 90 pixels.*\(\(64, 64\),\)"
+    ):
         choose_canvas(_record(200, 300), _preprocessing(canvases=((64, 64),)))
 
 
@@ -99,7 +106,7 @@ def test_boxes_equal_the_reference_and_come_back(flip, new_size):
     rng = np.random.default_rng(3)
     corners = np.sort(rng.uniform(0, 1, (6, 2, 2)), axis=1) * [100, 80]
     boxes = corners.reshape(6, 4).astype(np.float32)
-    example = make_example(
+    example = _example(
         _noise(80, 100), _record(80, 100, boxes), canvas=(128, 160), new_size=new_size, flip=flip, max_gt=9
     )
     expected = [placement.placed_box(box, (80, 100), new_size, flip) for box in boxes]
@@ -118,7 +125,7 @@ def test_a_box_moves_with_its_pixels():
     record = _record(80, 100, [[10, 20, 30, 40]])
     for new_size in ((40, 50), (160, 200)):
         for flip in (False, True):
-            example = make_example(image, record, canvas=(160, 208), new_size=new_size, flip=flip, max_gt=1)
+            example = _example(image, record, canvas=(160, 208), new_size=new_size, flip=flip, max_gt=1)
             x1, y1, x2, y2 = example.gt.boxes[0].round().astype(int)
             bright = np.argwhere(example.images[:, :, 0] > 127)
             np.testing.assert_array_equal(bright.min(axis=0), [y1, x1])
@@ -129,13 +136,13 @@ def test_flip_twice_is_the_identity():
     image = _noise(40, 50)
     record = _record(40, 50, [[0, 1, 10, 20], [12.5, 3, 50, 40]], box_stds=[[1, 2, 3, 4], [5, 6, 7, 8]])
     settings = {"canvas": (64, 64), "new_size": (40, 50), "max_gt": 2}
-    once = make_example(image, record, flip=True, **settings)
+    once = _example(image, record, flip=True, **settings)
     np.testing.assert_array_equal(once.gt.boxes[0], [40, 1, 50, 20])
     np.testing.assert_array_equal(once.gt.box_stds[0], [3, 2, 1, 4])
     np.testing.assert_array_equal(once.images[:40, :50], image[:, ::-1])
     flipped = dataclasses.replace(record, boxes=once.gt.boxes, box_stds=once.gt.box_stds)
-    twice = make_example(once.images[:40, :50], flipped, flip=True, **settings)
-    plain = make_example(image, record, flip=False, **settings)
+    twice = _example(once.images[:40, :50], flipped, flip=True, **settings)
+    plain = _example(image, record, flip=False, **settings)
     np.testing.assert_array_equal(twice.images, plain.images)
     np.testing.assert_array_equal(twice.gt.boxes, plain.gt.boxes)
     np.testing.assert_array_equal(twice.gt.box_stds, plain.gt.box_stds)
@@ -143,13 +150,13 @@ def test_flip_twice_is_the_identity():
 
 def test_stds_scale_by_axis_swap_and_have_a_floor():
     record = _record(100, 100, [[10, 10, 50, 50]], box_stds=[[2, 4, 6, 0]])
-    example = make_example(_noise(100, 100), record, canvas=(64, 64), new_size=(25, 50), flip=True, max_gt=2)
+    example = _example(_noise(100, 100), record, canvas=(64, 64), new_size=(25, 50), flip=True, max_gt=2)
     # x halves and swaps, y quarters; zero becomes the floor; the padded slot is harmless.
     np.testing.assert_allclose(example.gt.box_stds, [[3, 1, 1, 1e-3], [1, 1, 1, 1]], rtol=1e-6)
 
 
 def test_padding_is_zero_and_padded_slots_are_harmless():
-    example = make_example(
+    example = _example(
         np.full((30, 40, 3), 255, np.uint8), _record(30, 40), canvas=(64, 80), new_size=(60, 80), flip=False,
         max_gt=3,
     )  # fmt: skip
@@ -166,7 +173,7 @@ def test_padding_is_zero_and_padded_slots_are_harmless():
 
 def test_tiny_boxes_stay_valid_and_crowds_stay_marked():
     record = _record(1000, 1000, [[5, 5, 5.5, 900], [1, 1, 1.001, 1.001]], is_crowd=[False, True])
-    example = make_example(
+    example = _example(
         _noise(1000, 1000), record, canvas=(100, 100), new_size=(100, 100), flip=False, max_gt=2
     )
     np.testing.assert_array_equal(example.gt.valid, [True, True])
@@ -180,7 +187,7 @@ def test_scaled_boxes_never_leave_the_image():
         new_size = tuple(rng.integers(1, 100, 2).tolist())
         record = _record(height, width, [[0, 0, width, height]])
         for flip in (False, True):
-            example = make_example(
+            example = _example(
                 np.zeros((height, width, 3), np.uint8),
                 record,
                 canvas=(100, 100),
@@ -203,7 +210,7 @@ def test_masks_lie_on_the_pixels_of_their_objects(flip, new_size):
     record = dataclasses.replace(
         _record(40, 50, [box, box]), segmentations=((np.array(triangle),), run_lengths(ragged))
     )
-    example = make_example(
+    example = _example(
         _noise(40, 50), record, canvas=(64, 64), new_size=new_size, flip=flip, max_gt=4, mask_size=21
     )
     assert example.gt.masks.shape == (4, 21, 21)
@@ -233,13 +240,13 @@ def test_without_a_mask_size_there_are_no_masks():
         _record(40, 50, [[1, 1, 9, 9]]), segmentations=(run_lengths(np.ones((40, 50), bool)),)
     )
     settings = {"canvas": (64, 64), "new_size": (40, 50), "flip": False, "max_gt": 2}
-    assert make_example(_noise(40, 50), record, **settings).gt.masks is None
-    assert make_example(_noise(40, 50), record, **settings, mask_size=3).gt.masks.sum() == 9
+    assert _example(_noise(40, 50), record, **settings).gt.masks is None
+    assert _example(_noise(40, 50), record, **settings, mask_size=3).gt.masks.sum() == 9
 
 
 def test_too_many_objects_name_the_image():
     with pytest.raises(DataError, match=r"pond/17\.jpg \(image 17\) has 3 objects, but max_gt is 2.*Raise"):
-        make_example(
+        _example(
             _noise(20, 20),
             _record(20, 20, [[0, 0, 5, 5]] * 3),
             canvas=(20, 20),
@@ -251,9 +258,7 @@ def test_too_many_objects_name_the_image():
 
 def test_an_image_larger_than_its_canvas_is_refused():
     with pytest.raises(ValueError, match="does not fit the canvas"):
-        make_example(
-            _noise(20, 20), _record(20, 20), canvas=(20, 19), new_size=(20, 20), flip=False, max_gt=2
-        )
+        _example(_noise(20, 20), _record(20, 20), canvas=(20, 19), new_size=(20, 20), flip=False, max_gt=2)
 
 
 @pytest.mark.parametrize(("side", "new_side"), [(40, 20), (60, 20), (60, 12)])
@@ -262,7 +267,7 @@ def test_shrinking_averages_areas(side, new_side):
     image = np.zeros((side, side, 3), np.uint8)
     image[::2, ::2] = image[1::2, 1::2] = 200
     sizes = {"canvas": (new_side, new_side), "new_size": (new_side, new_side)}
-    example = make_example(image, _record(side, side), **sizes, flip=False, max_gt=1)
+    example = _example(image, _record(side, side), **sizes, flip=False, max_gt=1)
     tolerance = 0 if side == 40 else 12
     np.testing.assert_allclose(example.images.astype(float), 100, atol=tolerance)
 
@@ -272,9 +277,7 @@ def test_a_slope_stays_a_slope():
     slope = np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 30, axis=0).repeat(3, axis=2)
     for width in (24, 30, 40, 59, 90, 150):
         new_size = (width // 2, width)
-        example = make_example(
-            slope, _record(30, 60), canvas=new_size, new_size=new_size, flip=False, max_gt=1
-        )
+        example = _example(slope, _record(30, 60), canvas=new_size, new_size=new_size, flip=False, max_gt=1)
         expected = 4 * ((np.arange(width) + 0.5) * 60 / width - 0.5)
         inner = slice(width // 30 + 1, -(width // 30 + 1))
         np.testing.assert_allclose(example.images[3, inner, 1], expected[inner], atol=1)
@@ -286,7 +289,7 @@ def test_a_used_canvas_is_filled_whole(flip, new_size):
     image = _noise(37, 53)
     used = np.full((60, 64, 3), 77, np.uint8)
     settings = {"canvas": (60, 64), "new_size": new_size, "flip": flip, "max_gt": 1}
-    example = make_example(image, _record(37, 53), **settings, out=used)
+    example = _example(image, _record(37, 53), **settings, out=used)
     assert np.shares_memory(example.images, used)
     height, width = new_size
     area = 2 * height < 37 or 2 * width < 53
@@ -294,7 +297,7 @@ def test_a_used_canvas_is_filled_whole(flip, new_size):
     expected = np.zeros((60, 64, 3), np.uint8)
     expected[:height, :width] = resized[:, ::-1] if flip else resized
     np.testing.assert_array_equal(used, expected)
-    new = make_example(image, _record(37, 53), **settings)
+    new = _example(image, _record(37, 53), **settings)
     np.testing.assert_array_equal(new.images, expected)
 
 

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from klbox_jax.data.image_files import ImageRules
 from klbox_jax.data.source import DataError, Source
-from klbox_jax.data.voc import VOC_CLASSES, VocSource, parse_voc_split
+from klbox_jax.data.voc import VOC_CLASSES, VocSource
+from klbox_jax.data.voc_files import parse_voc_split
 
 
 def _object(name="dog", box=(1, 1, 30, 20), difficult=0, more=""):
@@ -121,7 +123,7 @@ def _broken(root, text, name="000005"):
         ("<a>\0</a>", "is not valid XML"),
         ('<!DOCTYPE a [<!ENTITY b "ha">]><a>&b;</a>', "has a DOCTYPE"),
         ('<?xml version="1.0"?>\n<!DOCTYPE a SYSTEM "file:///etc/hostname"><a/>', "has a DOCTYPE"),
-        ('<!DOCTYPE a><a/>'.encode("utf-16"), "is not UTF-8 text"),
+        ('<!DOCTYPE a><a/>'.encode("utf-16"), "has a DOCTYPE"),
         ("<annotation/>", "000005.xml has no 'size/width', which must be a number"),
         (_annotation(width="wide"), "000005.xml has 'wide' as its 'size/width'"),
         (_annotation(width=0), "says its image is 0 wide and 20 high"),
@@ -156,7 +158,7 @@ def test_missing_files(root):
     (root / "VOC2007" / "JPEGImages" / "000005.jpg").unlink()
     with pytest.raises(DataError, match=r"000005\.jpg is missing"):
         VocSource(root, BOTH)
-    assert len(VocSource(root, BOTH, check_images=False).records) == 3
+    assert len(VocSource(root, BOTH, images=ImageRules(check=False)).records) == 3
     (root / "VOC2007" / "Annotations" / "000005.xml").unlink()
     with pytest.raises(DataError, match=r"000005\.xml cannot be read \(No such file"):
         VocSource(root, BOTH)

@@ -27,7 +27,7 @@ def _flat(params):
 
 
 def _same(loaded, trained, *, but=()):
-    """Every parameter is the trained one, but those of `but`, layers that keep their fresh values."""
+    """Every parameter is the trained one, but those of `but`, layers that keep their initial values."""
     assert jax.tree.structure(loaded) == jax.tree.structure(trained)
     for name, value in _flat(loaded).items():
         wanted = np.full_like(value, -7.0) if name.startswith(but) and but else _flat(trained)[name]
@@ -216,7 +216,7 @@ def test_other_classes_keep_every_layer_that_fits(tmp_path, trained):
         "roi_heads/mask_head/mask_fcn_logits",
     ]
     assert "has shape" in report.reinitialized["roi_heads/box_predictor/cls_score"]
-    assert "cls_score keeps its fresh values" in str(report)
+    assert "cls_score keeps its initial values" in str(report)
 
 
 def trained_like(fresh, trained):

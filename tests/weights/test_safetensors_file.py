@@ -80,25 +80,25 @@ def entry(shape, begin, end, dtype="F32"):
 
 NAN = np.array([np.nan], np.float32).tobytes()
 BAD = {
-    "empty": (b"", "is no safetensors file"),
-    "text": (b"this is not what it is called, and long enough", "is no safetensors file"),
-    "header beyond the file": (struct.pack("<Q", 10**6) + b"{}", "is no safetensors file"),
-    "header of exabytes": (struct.pack("<Q", 2**62) + b"{}", "is no safetensors file"),
+    "empty": (b"", "is not a safetensors file"),
+    "text": (b"this is not what it is called, and long enough", "is not a safetensors file"),
+    "header beyond the file": (struct.pack("<Q", 10**6) + b"{}", "is not a safetensors file"),
+    "header of exabytes": (struct.pack("<Q", 2**62) + b"{}", "is not a safetensors file"),
 }
 BAD_HEADERS = {
-    "no JSON": (b'{"a": ', b"", "is no safetensors file"),
-    "truncated": ({"a": entry([4], 0, 16)}, b"\0" * 12, "is no safetensors file, or is truncated"),
-    "bytes to spare": ({"a": entry([4], 0, 16)}, b"\0" * 20, "is no safetensors file, or is truncated"),
-    "another size": ({"a": entry([2**40], 0, 16)}, b"\0" * 16, "is no safetensors file"),
-    "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"\0" * 12, "is no safetensors file"),
-    "outside": ({"a": entry([2], 8, 16)}, b"\0" * 8, "is no safetensors file"),
+    "no JSON": (b'{"a": ', b"", "is not a safetensors file"),
+    "truncated": ({"a": entry([4], 0, 16)}, b"\0" * 12, "is not a safetensors file, or is truncated"),
+    "bytes to spare": ({"a": entry([4], 0, 16)}, b"\0" * 20, "is not a safetensors file, or is truncated"),
+    "another size": ({"a": entry([2**40], 0, 16)}, b"\0" * 16, "is not a safetensors file"),
+    "overlap": ({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, b"\0" * 12, "is not a safetensors file"),
+    "outside": ({"a": entry([2], 8, 16)}, b"\0" * 8, "is not a safetensors file"),
     "type": ({"a": entry([2], 0, 16, "I64")}, b"\0" * 16, "'a' is of type I64, not float16 or float32"),
     "NaN": ({"a": entry([1], 0, 4)}, NAN, "'a' is not finite"),
-    "name of nothing": ({"a//b": entry([1], 0, 4)}, b"\0" * 4, "names of its tensors are no paths.*: a//b"),
+    "name of nothing": ({"a//b": entry([1], 0, 4)}, b"\0" * 4, "names of its tensors are not paths.*: a//b"),
     "leaf and branch": (
         {"a": entry([1], 0, 4), "a/b": entry([1], 4, 8)},
         b"\0" * 8,
-        "names of its tensors are no paths.*: a;",
+        "names of its tensors are not paths.*: a;",
     ),
 }
 
@@ -195,5 +195,7 @@ def test_a_file_without_conventions_fills_no_detector(tmp_path, detector):
     path = tmp_path / "weights.safetensors"
     for metadata in ({}, {"conventions": "{}"}, {"conventions": '{"pixel_mean": 3}'}):
         save_params(path, params, metadata=metadata)
-        with pytest.raises(WeightFileError, match=r"weights\.safetensors: its metadata lack the conventions"):
+        with pytest.raises(
+            WeightFileError, match=r"weights\.safetensors: its metadata lacks the conventions"
+        ):
             load(model, params, path)
