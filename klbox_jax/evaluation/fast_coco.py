@@ -1,4 +1,4 @@
-"""COCO's matching and accumulation by `hotcoco`, an optional library: the same numbers, many times faster.
+"""COCO matching and accumulation by `hotcoco`, an optional library with the same numbers at many times the speed.
 
 It is installed with the extra `fast`.
 """
@@ -10,7 +10,7 @@ from numpy import ndarray
 
 
 def check_installed() -> None:
-    """Raises ValueError where the library is not installed."""
+    """Raises ValueError if hotcoco is not installed."""
     if importlib.util.find_spec("hotcoco") is None:
         raise ValueError("the fast COCO evaluation needs hotcoco: pip install 'klbox-jax[fast]'")
 
@@ -18,14 +18,14 @@ def check_installed() -> None:
 def accumulate(
     truth: dict, found: dict, *, iou_type: str, iou_thresholds: list[float], limits: list[int]
 ) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"], list[int]]:
-    """Returns the precision, the recall and the category ids of the `COCOeval.eval` of two COCO dictionaries.
+    """Returns precision, recall and category ids of `COCOeval.eval` for two COCO dictionaries.
 
     Args:
         truth: the ground truth.
         found: the detections, in the same form.
         iou_type: bbox or segm.
-        iou_thresholds: T of them.
-        limits: detections of an image and class that count, M of them, increasing.
+        iou_thresholds: T thresholds.
+        limits: M numbers of detections to count per image and class, increasing.
     """
     import hotcoco
 

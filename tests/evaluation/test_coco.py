@@ -264,13 +264,13 @@ def test_an_empty_mask_is_a_miss():
 def test_unusable_masks_are_named():
     ground_truth = dataset([truth([0, 0, 4, 4], segmentation=corners_to_polygon(0, 0, 4, 4))])
     ground_truth["images"] = [{"id": 0, "height": 5, "width": 6}]
-    with pytest.raises(ValueError, match=r"results\[0\] has as its 'segmentation' nothing"):
+    with pytest.raises(ValueError, match=r"results\[0\]: invalid 'segmentation': nothing"):
         evaluate_detections(ground_truth, [result([0, 0, 1, 1], 0.5)], iou_type="segm")
     malformed = {**result([0, 0, 1, 1], 0.5), "segmentation": {"size": [5, 6], "counts": "0P"}}
-    with pytest.raises(ValueError, match=r"results\[0\] .* break off inside a number"):
+    with pytest.raises(ValueError, match=r"results\[0\]: .* break off inside a number"):
         evaluate_detections(ground_truth, [malformed], iou_type="segm")
     del ground_truth["annotations"][0]["segmentation"]
-    with pytest.raises(ValueError, match=r"annotations\[0\] has as its 'segmentation' nothing"):
+    with pytest.raises(ValueError, match=r"annotations\[0\]: invalid 'segmentation': nothing"):
         evaluate_detections(ground_truth, [], iou_type="segm")
     with pytest.raises(ValueError, match="choose bbox or segm"):
         evaluate_detections(ground_truth, [], iou_type="mask")
