@@ -263,7 +263,9 @@ def report(workdir: pathlib.Path) -> str:
     for row in (row for rows in rows_by_seed for row in rows):
         results = table1.read_detections(row, workdir)
         matched[row["seed"], row["name"]] = match_classes(truth, results)
-        correlations.setdefault(row["name"], []).append(localization_confidences(truth, results).spearman()["score"])
+        correlations.setdefault(row["name"], []).append(
+            localization_confidences(truth, results).spearman()["score"]
+        )
     means = seeds.mean_rows(rows_by_seed)
     found = seeds.differences(rows_by_seed, seeds.resampled_metrics(matched), PAIRS)
     meta = table1.meta_of(source) | {name: fields_text(fields) for name, fields in REPORTED.items()}

@@ -32,11 +32,11 @@ def test_correlations_agree_with_plain_loops():
     rng = np.random.default_rng(0)
     boxes = [[1000 * i, 0, *rng.uniform(80, 120, 2)] for i in range(40)]
     moved = [[x + rng.normal(0, 5), y, w * rng.uniform(0.9, 1.1), h] for x, y, w, h in boxes]
-    scores, foretold = rng.uniform(0.1, 1, 40).round(1), rng.uniform(0, 1, 40)
+    scores, predicted_ious = rng.uniform(0.1, 1, 40).round(1), rng.uniform(0, 1, 40)
     stds = rng.uniform(1, 9, (40, 4))
     results = [
         {**result(box, float(score)), "bbox_std": std.tolist(), "predicted_iou": float(iou)}
-        for box, score, std, iou in zip(moved, scores, stds, foretold, strict=True)
+        for box, score, std, iou in zip(moved, scores, stds, predicted_ious, strict=True)
     ]
     ground_truth = dataset([truth(box) for box in boxes])
     found = localization_confidences(ground_truth, results).spearman()
@@ -50,7 +50,7 @@ def test_correlations_agree_with_plain_loops():
     ]
     assert found["score"] == pytest.approx(spearman(scores.tolist(), ious))
     assert found["relative_std"] == pytest.approx(spearman(relative, ious))
-    assert found["predicted_iou"] == pytest.approx(spearman(foretold.tolist(), ious))
+    assert found["predicted_iou"] == pytest.approx(spearman(predicted_ious.tolist(), ious))
 
 
 def test_nothing_to_correlate():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from klbox_jax.report.pictures import PALETTE, contact_sheet, draw_detections, save_picture
+from klbox_jax.report.pictures import PALETTE, LabeledBoxes, contact_sheet, draw_detections, save_picture
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
@@ -11,7 +11,8 @@ def draw(boxes, stds=None, *, labels=None, **more):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     labels = ["cat"] * len(boxes) if labels is None else labels
     stds = None if stds is None else np.array(stds, np.float32).reshape(-1, 4)
-    return draw_detections(GREY, boxes, labels, np.full(len(boxes), 0.5, np.float32), stds, **more)
+    detections = LabeledBoxes(boxes, labels, np.full(len(boxes), 0.5, np.float32), stds)
+    return draw_detections(GREY, detections, **more)
 
 
 def changed(picture, reference):
@@ -126,7 +127,7 @@ def test_contact_sheet():
 
 
 def test_contact_sheet_refuses_what_it_cannot_lay_out():
-    with pytest.raises(ValueError, match="needs images"):
+    with pytest.raises(ValueError, match="at least 1 image and 1 column, not 0 and 2"):
         contact_sheet([], columns=2)
     with pytest.raises(ValueError, match="1 captions for 2 images"):
         contact_sheet([GREY, GREY], columns=2, captions=["a"])
