@@ -10,16 +10,16 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from klbox_jax.data.masks import to_compressed_rle
 from klbox_jax.evaluation import fast_coco
+from klbox_jax.evaluation.coco_data import EvaluatorData, evaluator_data, sorted_ids
 from klbox_jax.evaluation.masks import encode_masks
 from klbox_jax.structures import AnyArray, Detections
 
@@ -106,14 +106,15 @@ def evaluate_detections(
 ) -> dict:
     """Computes average precision and recall by the COCO protocol, in per cent.
 
-    The arguments are not changed. A quantity without ground truth (a class that no image shows, a size range without
-    objects) is None, and such a class is left out of every mean.
+    The arguments are not changed. Ids of images and categories may be any numbers or texts. A quantity without ground
+    truth (a class that no image shows, a size range without objects) is None, and such a class is left out of every
+    mean.
 
     Args:
         ground_truth: COCO dictionary with `images`, `categories` and `annotations`. An annotation without `iscrowd` is
             a single object; without `area`, the area of its box or mask is used.
         results: entries as made by `to_coco_results`; may be empty. Best scores count first, ties in the order of the
-            list.
+            list. Their size is that of the box or mask; an `area` in a results file is ignored.
         iou_type: "bbox" for boxes, "segm" for masks. For masks every annotation and every result must have a
             `segmentation` in one of COCO's forms, and every image its `height` and `width`.
         max_detections: number of detections of each image and class that count.
@@ -126,13 +127,14 @@ def evaluate_detections(
         `AP_by_class`, AP by category name (`name (id)` if two share a name).
 
     Raises:
-        ValueError: a result names an unknown image or category, or is not finite; a mask is malformed; the back end
-            is unknown or not installed.
+        ValueError: a result names an unknown image or category, or is not finite; a mask is malformed; the area of an
+            annotation is not a finite number; the back end is unknown or not installed.
     """
     check_backend(backend)
     _check(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
     limits = _limits(max_detections)
-    precision, recall, category_ids = _accumulate(ground_truth, results, iou_type, limits, backend)
+    data = evaluator_data(ground_truth, results, iou_type)
+    precision, recall = _accumulate(data, iou_type=iou_type, limits=limits, backend=backend)
     # Precision by IoU threshold, recall level, class, area; recall by IoU threshold, class, area, limit.
     precision = precision[..., -1]
 
@@ -143,24 +145,23 @@ def evaluate_detections(
     metrics["AP_by_iou"] = [_mean(row) for row in precision[..., 0]]
     names = category_names(ground_truth)
     metrics["AP_by_class"] = {
-        names[category_id]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(category_ids)
+        names[category_id]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(data.category_ids)
     }
     return metrics
 
 
 def _accumulate(
-    ground_truth: dict, results: list[dict], iou_type: str, limits: list[int], backend: str
-) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"], list[int]]:
-    """Returns precision, recall and category ids of `COCOeval.eval` from either back end."""
+    data: EvaluatorData, *, iou_type: str, limits: list[int], backend: str
+) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"]]:
+    """Returns precision and recall of `COCOeval.eval` from either back end, classes in the order of their ids."""
     if backend == "hotcoco":
-        truth, found = _data_sets(ground_truth, results, iou_type)
         return fast_coco.accumulate(
-            truth, found, iou_type=iou_type, iou_thresholds=IOU_THRESHOLDS.tolist(), limits=limits
+            data.truth, data.found, iou_type=iou_type, iou_thresholds=IOU_THRESHOLDS.tolist(), limits=limits
         )
-    evaluator = _matched(ground_truth, results, iou_type, limits)
+    evaluator = _matched(data, iou_type, limits)
     with _silence():
         evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"], list(map(int, evaluator.params.catIds))
+    return evaluator.eval["precision"], evaluator.eval["recall"]
 
 
 def check_backend(name: str) -> None:
@@ -181,7 +182,7 @@ def coco_evaluator(
     Arguments and errors are those of `evaluate_detections`.
     """
     _check(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
-    return _matched(ground_truth, results, iou_type, _limits(max_detections))
+    return _matched(evaluator_data(ground_truth, results, iou_type), iou_type, _limits(max_detections))
 
 
 def _check(ground_truth: dict, results: list[dict], *, iou_type: str, max_detections: int) -> None:
@@ -196,23 +197,14 @@ def _limits(max_detections: int) -> list[int]:
     return [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
 
 
-def _matched(ground_truth: dict, results: list[dict], iou_type: str, limits: list[int]) -> COCOeval:
-    truth, found = (_indexed(data) for data in _data_sets(ground_truth, results, iou_type))
+def _matched(data: EvaluatorData, iou_type: str, limits: list[int]) -> COCOeval:
     with _silence():
-        evaluator = COCOeval(truth, None, iou_type)
-        evaluator.cocoDt = found
+        evaluator = COCOeval(_indexed(data.truth), None, iou_type)
+        evaluator.cocoDt = _indexed(data.found)
         evaluator.params.iouThrs = IOU_THRESHOLDS
         evaluator.params.maxDets = limits
         evaluator.evaluate()
     return evaluator
-
-
-def _data_sets(ground_truth: dict, results: list[dict], iou_type: str) -> tuple[dict, dict]:
-    """Returns ground truth and results as COCO dictionaries with only the fields that the evaluator reads."""
-    return (
-        _data_set(ground_truth, ground_truth["annotations"], iou_type, label="annotations"),
-        _data_set(ground_truth, results, iou_type, label="results"),
-    )
 
 
 def check_results(ground_truth: dict, results: list[dict]) -> None:
@@ -220,51 +212,19 @@ def check_results(ground_truth: dict, results: list[dict]) -> None:
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     for i, entry in enumerate(results):
-        if entry["image_id"] not in image_ids:
-            raise ValueError(f"results[{i}]: image_id {entry['image_id']} is not in the ground truth")
-        if entry["category_id"] not in category_ids:
-            raise ValueError(f"results[{i}]: category_id {entry['category_id']} is not in the ground truth")
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            if entry.get(key) not in known:
+                raise ValueError(f"results[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
         if not all(math.isfinite(number) for number in (entry["score"], *entry["bbox"])):
             raise ValueError(
                 f"results[{i}]: box and score must be finite, not {entry['bbox']}, {entry['score']}"
             )
 
 
-def _data_set(ground_truth: dict, annotations: list[dict], iou_type: str, *, label: str) -> dict:
-    images = {image["id"]: image for image in ground_truth["images"]}
-    copies = []
-    for number, annotation in enumerate(annotations, start=1):
-        copy = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        if "score" in annotation:
-            copy["score"] = annotation["score"]
-        copy["iscrowd"] = annotation.get("iscrowd", 0)
-        area = copy["bbox"][2] * copy["bbox"][3]
-        if iou_type == "segm":
-            image = images[annotation["image_id"]]
-            try:
-                mask = to_compressed_rle(
-                    annotation.get("segmentation"), height=image["height"], width=image["width"]
-                )
-            except ValueError as error:
-                raise ValueError(f"{label}[{number - 1}]: invalid 'segmentation': {error}") from None
-            copy["segmentation"] = mask
-            area = float(pycocotools_mask.area(mask))
-        copy["area"] = annotation.get("area", area)
-        # The evaluator stores matched ids and reads 0 as "no match", so an object with id 0 would be lost.
-        copy["id"] = number
-        copies.append(copy)
-    return {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": copies,
-    }
-
-
 def _indexed(data_set: dict) -> COCO:
     data = COCO()
     data.dataset = data_set
-    with _silence():
-        data.createIndex()
+    data.createIndex()
     return data
 
 
@@ -273,15 +233,16 @@ def _silence() -> contextlib.redirect_stdout:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def category_names(ground_truth: dict) -> dict[int, str]:
-    """Returns the name of each category by id: `name (id)` if two share a name."""
+def category_names(ground_truth: dict) -> dict[Any, str]:
+    """Returns the name of each category by id, in the order of the ids; `name (id)` if two share a name."""
     counts = collections.Counter(category["name"] for category in ground_truth["categories"])
-    return {
+    names = {
         category["id"]: category["name"]
         if counts[category["name"]] == 1
         else f"{category['name']} ({category['id']})"
         for category in ground_truth["categories"]
     }
+    return {category_id: names[category_id] for category_id in sorted_ids(names)}
 
 
 def _mean(values: ndarray) -> float | None:

@@ -17,8 +17,8 @@ def check_installed() -> None:
 
 def accumulate(
     truth: dict, found: dict, *, iou_type: str, iou_thresholds: list[float], limits: list[int]
-) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"], list[int]]:
-    """Returns precision, recall and category ids of `COCOeval.eval` for two COCO dictionaries.
+) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"]]:
+    """Returns precision and recall of `COCOeval.eval` for two COCO dictionaries.
 
     Args:
         truth: the ground truth.
@@ -34,4 +34,4 @@ def accumulate(
     evaluator.params.max_dets = limits
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"], list(evaluator.params.cat_ids)
+    return evaluator.eval["precision"], evaluator.eval["recall"]

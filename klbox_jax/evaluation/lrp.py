@@ -64,7 +64,7 @@ def evaluate_lrp(
         ground_truth, results, iou_threshold=iou_threshold, background_iou=0.0, min_score=-np.inf
     )
     by_class = {}
-    for category_id, name in sorted(category_names(ground_truth).items()):
+    for category_id, name in category_names(ground_truth).items():
         counted = (matches.category_ids == category_id) & (matches.kind != IGNORED)
         is_hit = matches.kind[counted] == TRUE_POSITIVE
         found = _ClassDetections(

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 TRUE_POSITIVE, DUPLICATE, LOCALIZATION_ERROR, FALSE_POSITIVE, IGNORED = range(5)
@@ -32,7 +32,7 @@ class Objects:
     boxes: Float[ndarray, "G 4"]
     labels: Float[ndarray, "G 4"]
     label_stds: Float[ndarray, "G 4"]
-    category_ids: Int[ndarray, " G"]
+    category_ids: Shaped[ndarray, " G"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Matches:
     boxes: Float[ndarray, "D 4"]
     scores: Float[ndarray, " D"]
     stds: Float[ndarray, "D 4"] | None
-    category_ids: Int[ndarray, " D"]
+    category_ids: Shaped[ndarray, " D"]
     kind: Int[ndarray, " D"]
     object_index: Int[ndarray, " D"]
     iou: Float[ndarray, " D"]
@@ -129,7 +129,7 @@ def match_detections(
         boxes=boxes,
         scores=scores[order],
         stds=numbers(kept, "bbox_std") if results and "bbox_std" in results[0] else None,
-        category_ids=np.array([entry["category_id"] for entry in kept], np.int64),
+        category_ids=_category_ids(kept),
         kind=kind,
         object_index=object_index,
         iou=_iou_with(object_index, pairs),
@@ -165,7 +165,7 @@ def check_entries(ground_truth: dict, results: list[dict]) -> None:
         for i, entry in enumerate(entries):
             for key, known in (("image_id", image_ids), ("category_id", category_ids)):
                 if key not in entry or entry[key] not in known:
-                    raise ValueError(f"{name}[{i}]: {key} {entry.get(key)} is not in the ground truth")
+                    raise ValueError(f"{name}[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
             for key in ("bbox", "bbox_noisy", "bbox_std"):
                 if key in entry or key == "bbox":
                     values = entry.get(key)
@@ -219,8 +219,14 @@ def _objects(annotations: list[dict]) -> Objects:
         boxes=corners(annotations, "bbox"),
         labels=corners([{"box": entry.get("bbox_noisy", entry["bbox"])} for entry in annotations], "box"),
         label_stds=numbers([{"std": entry.get("bbox_std", unknown)} for entry in annotations], "std"),
-        category_ids=np.array([entry["category_id"] for entry in annotations], np.int64),
+        category_ids=_category_ids(annotations),
     )
+
+
+def _category_ids(entries: list[dict]) -> Shaped[ndarray, " n"]:
+    """Returns the category ids as integers, or as objects if the data set uses texts."""
+    ids = [entry["category_id"] for entry in entries]
+    return np.array(ids, object if any(isinstance(value, str) for value in ids) else np.int64)
 
 
 def _same_class_pairs(

@@ -9,6 +9,8 @@ box `xmin, ymin, xmax, ymax` is `xmin - 1, ymin - 1, xmax, ymax`, whose width eq
 So the IoUs equal the devkit's for results written as `x1 + 1, y1 + 1, x2, y2`.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
@@ -37,9 +39,8 @@ def evaluate_voc(ground_truth: dict, results: list[dict], *, iou_threshold: floa
         ValueError: a result names an unknown image or category, or is not finite.
     """
     check_results(ground_truth, results)
-    names = category_names(ground_truth)
     by_rule = {"AP_11_points": {}, "AP_area": {}}
-    for category_id in sorted(names):
+    for category_id, name in category_names(ground_truth).items():
         objects = [entry for entry in ground_truth["annotations"] if entry["category_id"] == category_id]
         found = [entry for entry in results if entry["category_id"] == category_id]
         num_objects = sum(not _is_ignored(entry) for entry in objects)
@@ -47,7 +48,7 @@ def evaluate_voc(ground_truth: dict, results: list[dict], *, iou_threshold: floa
         recall, precision = _curve(outcomes, num_objects)
         for rule, average in (("AP_11_points", _eleven_points), ("AP_area", _area_under)):
             ap = 100.0 * average(recall, precision) if num_objects else None
-            by_rule[rule][names[category_id]] = ap
+            by_rule[rule][name] = ap
     metrics = {}
     for rule, by_class in by_rule.items():
         present = [ap for ap in by_class.values() if ap is not None]
@@ -66,7 +67,7 @@ def _corners(annotations: list[dict]) -> Float[ndarray, "n 4"]:
 
 def _outcomes(objects: list[dict], found: list[dict], iou_threshold: float) -> Bool[ndarray, " n"]:
     """Returns True for each true and False for each false positive of a class, best scores first."""
-    rows_of: dict[int, list[int]] = {}
+    rows_of: dict[Any, list[int]] = {}
     for row, entry in enumerate(objects):
         rows_of.setdefault(entry["image_id"], []).append(row)
     boxes = _corners(objects)
