@@ -35,3 +35,19 @@ def accumulate(
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def tide_errors(truth: dict, found: dict, *, iou_threshold: float, background_iou: float) -> dict:
+    """Returns hotcoco's TIDE analysis of two COCO dictionaries; the best 100 detections of an image and class count.
+
+    Args:
+        truth: the ground truth.
+        found: the detections, in the same form.
+        iou_threshold: least IoU of a true positive.
+        background_iou: largest IoU of a false positive on background.
+    """
+    import hotcoco
+
+    evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), "bbox")
+    evaluator.evaluate()
+    return evaluator.tide_errors(pos_thr=iou_threshold, bg_thr=background_iou)
