@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from klbox_jax.report.fonts import text_line
 
 # Okabe and Ito's colours, distinct under the common colour-vision deficiencies; the dark blue comes last.
 PALETTE = (
@@ -22,6 +24,7 @@ PALETTE = (
 )
 # Width of each band in standard deviations, and its opacity.
 _BANDS = ((2.0, 0.28), (1.0, 0.42))
+_FADE = 0.7  # part of the opacity that a band loses if it covers its whole box, so that small objects stay visible
 _LINE_WIDTH = 2.0
 _MIN_LONG_SIDE = 560
 
@@ -32,7 +35,7 @@ class LabeledBoxes:
 
     Attributes:
         boxes: `x1, y1, x2, y2` in pixels of the image, continuous edges.
-        labels: class name of each box.
+        labels: class name of each box, in any script; see `klbox_jax.report.fonts` for characters without a font.
         scores: printed next to the label.
         stds: standard deviation of each edge in pixels of the image, or None.
 
@@ -61,7 +64,8 @@ def draw_detections(
     """Draws each box as a thin solid line inside its bands of one and two standard deviations.
 
     The bands are drawn to scale: the edge x1 has a darker band from x1 - s to x1 + s and a lighter one from x1 - 2s to
-    x1 + 2s. True boxes are dashed white lines. Boxes that are not finite or completely outside the image are left out.
+    x1 + 2s. The more of its box a band covers, the fainter it is, so that small objects stay visible. True boxes are
+    dashed white lines. Boxes that are not finite or completely outside the image are left out.
 
     Args:
         image: RGB.
@@ -148,8 +152,7 @@ def contact_sheet(
         row, column = divmod(i, columns)
         x, y = gap + column * (cell_width + gap), gap + row * (cell_height + gap)
         if captions is not None:
-            font = ImageFont.load_default(16)
-            draw.text((x + cell_width / 2, y + 11), captions[i], fill=(20, 20, 20), font=font, anchor="mm")
+            _draw_caption(draw, (x + cell_width / 2, y + 11), captions[i])
         left = x + (cell_width - image.shape[1]) // 2
         top = y + caption_height + (cell_height - caption_height - image.shape[0]) // 2
         sheet.paste(Image.fromarray(image), (left, top))
@@ -186,11 +189,19 @@ def _coverage(low: float, high: float, size: int) -> ndarray:
 def _blend_box(canvas: ndarray, box: ndarray, stds: ndarray | None, color: tuple) -> None:
     """Blends the bands, a dark casing and the line of one box into the canvas, in place."""
     if stds is not None and np.isfinite(stds).all():
+        strength = 1.0 - _FADE * _covered_share(box, _BANDS[0][0] * stds)
         for multiple, opacity in _BANDS:
-            _blend_frame(canvas, box, multiple * stds, color, opacity)
+            _blend_frame(canvas, box, multiple * stds, color, strength * opacity)
     half_width = np.full(4, _LINE_WIDTH / 2)
     _blend_frame(canvas, box, half_width + 1.0, (0, 0, 0), 0.6)
     _blend_frame(canvas, box, half_width, color, 1.0)
+
+
+def _covered_share(box: ndarray, margins: ndarray) -> float:
+    """Returns the share of the box within `margins` of one of its edges."""
+    sides = box[2:] - box[:2]
+    inner = np.maximum(sides - margins[:2] - margins[2:], 0.0)
+    return 1.0 - float(inner.prod() / sides.prod()) if (sides > 0).all() else 1.0
 
 
 def _blend_frame(canvas: ndarray, box: ndarray, margins: ndarray, color: tuple, opacity: float) -> None:
@@ -258,9 +269,9 @@ def _draw_tag(
     draw: ImageDraw.ImageDraw, size: tuple, box: ndarray, text: str, color: tuple, taken: list[tuple]
 ) -> None:
     """Prints a label at the first free place at the corners of the box that is inside the picture."""
-    font = ImageFont.load_default(14)
-    text_left, text_top, text_right, text_bottom = font.getbbox(text)
-    width, height = text_right - text_left + 6, text_bottom - text_top + 6
+    line = text_line(text, size=14)
+    left, top, right, bottom = line.box
+    width, height = right - left + 6, bottom - top + 6
     x1, y1, x2, y2 = box
     places = [(x1, y1 - height - 1), (x1, y2 + 1), (x1 + 1, y1 + 1), (x2 - width, y2 - height - 1)]
     places = [
@@ -274,7 +285,13 @@ def _draw_tag(
     # Perceived brightness decides between dark and light letters.
     brightness = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = (0, 0, 0) if brightness > 110 else (255, 255, 255)
-    draw.text((tag[0] + 3 - text_left, tag[1] + 3 - text_top), text, fill=ink, font=font)
+    line.draw(draw, (tag[0] + 3 - left, tag[1] + 3 - top), fill=ink)
+
+
+def _draw_caption(draw: ImageDraw.ImageDraw, middle: tuple, text: str) -> None:
+    line = text_line(text, size=16)
+    left, _, right, _ = line.box
+    line.draw(draw, (middle[0] - (left + right) / 2, middle[1] + 6), fill=(20, 20, 20))
 
 
 def _overlap(a: tuple, b: tuple) -> bool:

@@ -56,6 +56,18 @@ def test_bands_are_to_scale():
     assert tuple(picture[4 * 35, 240]) == PALETTE[0]
 
 
+def test_wide_bands_do_not_hide_small_objects():
+    def middle_change(side):
+        box = [40 - side / 2, 30 - side / 2, 40 + side / 2, 30 + side / 2]
+        picture = draw([box], np.full(4, side / 2), scale=4).astype(int)
+        row = 4 * 30
+        return np.abs(picture[row, 4 * 40] - 128).sum() / np.abs(np.array(PALETTE[0]) - 128).sum()
+
+    # The bands of one and two stds both cover the whole box: 1 - (1 - .28 f)(1 - .42 f) with f = 0.3, not 1.
+    assert middle_change(20) == pytest.approx(1 - (1 - 0.28 * 0.3) * (1 - 0.42 * 0.3), abs=0.02)
+    assert middle_change(12) == pytest.approx(middle_change(20), abs=0.02)
+
+
 def test_a_part_of_a_pixel_is_a_part_of_the_colour():
     # The wider the band, the more colour, down to hundredths of a pixel.
     sums = [
