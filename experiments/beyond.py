@@ -30,7 +30,7 @@ from experiments.rows import Row
 from klbox_jax import distributed
 from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
 from klbox_jax.evaluation.bootstrap import match_classes
-from klbox_jax.evaluation.score_iou_correlation import matched_agreement
+from klbox_jax.evaluation.score_iou_correlation import localization_confidences
 from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.plots import plot_ap_over_iou
@@ -263,7 +263,9 @@ def report(workdir: pathlib.Path) -> str:
     for row in (row for rows in rows_by_seed for row in rows):
         results = table1.read_detections(row, workdir)
         matched[row["seed"], row["name"]] = match_classes(truth, results)
-        correlations.setdefault(row["name"], []).append(matched_agreement(truth, results).spearman()["score"])
+        correlations.setdefault(row["name"], []).append(
+            localization_confidences(truth, results).spearman()["score"]
+        )
     means = seeds.mean_rows(rows_by_seed)
     found = seeds.differences(rows_by_seed, seeds.resampled_metrics(matched), PAIRS)
     meta = table1.meta_of(source) | {name: fields_text(fields) for name, fields in REPORTED.items()}

@@ -16,7 +16,7 @@ from experiments.networks import Network
 from experiments.rows import Row
 from klbox_jax.files import write_atomically, write_json
 from klbox_jax.report.paper import Cell
-from klbox_jax.report.tables import METRICS, paper_table_markdown
+from klbox_jax.report.tables import METRICS, PaperNumbers, paper_table_markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,15 @@ def write_table(
     """Writes table.md and table.json."""
     text = paper_table_markdown(
         rows,
+        PaperNumbers(
+            cells=table.paper,
+            setting=table.setting,
+            comparable=meta["preset"] == "full",
+            headlines=table.headlines,
+            print_all=True,
+        ),
         meta=meta,
-        paper=table.paper,
-        setting=table.setting,
-        comparable=meta["preset"] == "full",
         metrics=table.metrics,
-        headlines=table.headlines,
-        whole_paper=True,
     )
     write_json(workdir / "table.json", {"rows": rows, **meta})
     write_atomically(workdir / "table.md", text)

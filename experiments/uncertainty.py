@@ -30,7 +30,7 @@ from klbox_jax.data.scenes import ScenesSource
 from klbox_jax.evaluation.calibration_error import LEVELS
 from klbox_jax.evaluation.hidden_edge_stds import EdgePairs, pair_edges
 from klbox_jax.evaluation.matching import match_detections
-from klbox_jax.evaluation.score_iou_correlation import matched_agreement
+from klbox_jax.evaluation.score_iou_correlation import localization_confidences
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.files import read_json, write_atomically, write_json
@@ -119,7 +119,7 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
         entry = row.labels() | {
             key: found[key] for key in ("AP", "AP50", "AP90", "LRP", "PDQ", "uncertainty")
         }
-        entry["agreement"] = matched_agreement(truth, detections).spearman()
+        entry["agreement"] = localization_confidences(truth, detections).spearman()
         if row.name in fitted:
             temperature = np.array(fitted[row.name]["temperature"])
             entry["calibration"] = fitted[row.name]
@@ -166,7 +166,7 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
         (SHOWN, "relative_stds", "relative_std", "mean std / side of the edges"),
         ("iou_net", "predicted_ious", "predicted_iou", "predicted IoU"),
     ):
-        found = matched_agreement(truth, detections[name])
+        found = localization_confidences(truth, detections[name])
         panels.append(
             Scatter(
                 xs=getattr(found, quantity),

@@ -1,8 +1,8 @@
-"""COCO average precision of boxes and of masks, through pycocotools or a faster library with the same numbers.
+"""COCO average precision of boxes and masks, by pycocotools or a faster library with the same numbers.
 
-pycocotools matches and accumulates; the summary is made here from its raw arrays. Its own summary looks
-thresholds up with `==`, which misses 0.9 (the stored value is 0.8999999999999999, so AP90 comes back as
--1), and reads 100 detections an image whatever was asked for.
+pycocotools matches and accumulates; the summary is computed here from its raw arrays. pycocotools' own summary looks up
+thresholds with `==`, which misses 0.9 (stored as 0.8999999999999999, so AP90 is reported as -1), and it always reads
+100 detections per image, even if another limit was set.
 """
 
 import collections
@@ -10,21 +10,21 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from pycocotools import mask as pycocotools_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from klbox_jax.data.masks import to_compressed_rle
 from klbox_jax.evaluation import fast_coco
+from klbox_jax.evaluation.coco_data import EvaluatorData, evaluator_data, sorted_ids
 from klbox_jax.evaluation.masks import encode_masks
 from klbox_jax.structures import AnyArray, Detections
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Position in IOU_THRESHOLDS, because 0.9 is not stored as 0.9.
+# Indices into IOU_THRESHOLDS, because 0.9 is not stored as 0.9.
 _NAMED_THRESHOLDS = {"AP50": 0, "AP60": 2, "AP70": 4, "AP75": 5, "AP80": 6, "AP90": 8}
 _AREAS = ("all", "small", "medium", "large")
 BACKENDS = ("pycocotools", "hotcoco")
@@ -38,57 +38,62 @@ def to_coco_results(
     *,
     image_sizes: Int[AnyArray, "B 2"] | None = None,
 ) -> list[dict]:
-    """Detections of a batch as entries of a COCO results file, with the std of each edge beside the box.
+    """Converts the detections of a batch to entries of a COCO results file, with a std for each box edge.
 
-    Rounding cannot move AP: scores and stds keep every digit that float32 has (so their order stays), and
-    boxes are rounded to 1e-4 pixels, which is about what float32 resolves in an image 1000 pixels wide.
+    Rounding does not change AP: scores and stds keep all digits of float32 (so their order stays), and boxes are
+    rounded to 1e-4 pixels, about the resolution of float32 in an image 1000 pixels wide.
 
     Args:
         detections: batched (`[B, D]`), in pixels of the file.
         image_ids: id of each image in its data set.
-        image_valid: False for an image that only fills the batch; it gives no entry.
+        image_valid: False for an image that only fills up the batch; it gives no entry.
         category_ids: the data set's category id of each dense class index.
-        image_sizes: height and width of each file in pixels, which detections with masks need.
+        image_sizes: height and width of each file in pixels; required for detections with masks.
 
     Returns:
-        One entry for each valid detection, best first within an image: `image_id`, `category_id`, `bbox` as
-        `[x, y, width, height]` and `score`; where the detector has variances, `bbox_std`, the stds of
-        `[x1, y1, x2, y2]` in pixels; where it has an IoU head, `predicted_iou`; where it has masks,
-        `segmentation`, the compressed run lengths of the whole image. Plain Python numbers and texts only.
+        One entry for each valid detection, best scores first within an image, as plain Python numbers and strings:
+        `image_id`, `category_id`, `bbox` (`[x, y, width, height]`) and `score`. Further fields depend on the detector:
+        `bbox_std`, the stds of `[x1, y1, x2, y2]` in pixels, if it has variances; `predicted_iou` if it has an IoU
+        head; `segmentation`, the compressed run lengths of the whole image, if it has masks.
     """
     valid = np.asarray(detections.valid) & np.asarray(image_valid)[:, None]
     rows, _ = np.nonzero(valid)
     boxes = np.asarray(detections.boxes, np.float64)[valid]
     sizes = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
-    ids = np.asarray(image_ids)[rows].tolist()
     classes = np.asarray(detections.classes)[valid].tolist()
-    boxes = np.concatenate([boxes[:, :2], sizes], axis=1).round(4).tolist()
-    scores = _shortest(np.asarray(detections.scores)[valid])
-    results = [
-        {"image_id": image_id, "category_id": int(category_ids[index]), "bbox": box, "score": score}
-        for image_id, index, box, score in zip(ids, classes, boxes, scores, strict=True)
-    ]
+    fields = {
+        "image_id": np.asarray(image_ids)[rows].tolist(),
+        "category_id": [int(category_ids[index]) for index in classes],
+        "bbox": np.concatenate([boxes[:, :2], sizes], axis=1).round(4).tolist(),
+        "score": _shortest_decimals(np.asarray(detections.scores)[valid]),
+    }
     if detections.box_stds is not None:
-        for entry, stds in zip(results, _shortest(np.asarray(detections.box_stds)[valid]), strict=True):
-            entry["bbox_std"] = stds
+        fields["bbox_std"] = _shortest_decimals(np.asarray(detections.box_stds)[valid])
     if detections.predicted_ious is not None:
-        predicted = _shortest(np.asarray(detections.predicted_ious)[valid])
-        for entry, iou in zip(results, predicted, strict=True):
-            entry["predicted_iou"] = iou
+        fields["predicted_iou"] = _shortest_decimals(np.asarray(detections.predicted_ious)[valid])
     if detections.masks is not None:
-        masks = [
-            mask
-            for image, (height, width) in enumerate(np.asarray(image_sizes).tolist())
-            for mask in encode_masks(
-                np.asarray(detections.masks)[image][valid[image]],
-                np.asarray(detections.boxes)[image][valid[image]],
-                height=height,
-                width=width,
-            )
-        ]
-        for entry, mask in zip(results, masks, strict=True):
-            entry["segmentation"] = mask
-    return results
+        fields["segmentation"] = _encode_batch_masks(detections, valid, image_sizes)
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+
+
+def _encode_batch_masks(
+    detections: Detections, valid: Bool[ndarray, "B D"], image_sizes: Int[AnyArray, "B 2"]
+) -> list[dict]:
+    return [
+        mask
+        for image, (height, width) in enumerate(np.asarray(image_sizes).tolist())
+        for mask in encode_masks(
+            np.asarray(detections.masks)[image][valid[image]],
+            np.asarray(detections.boxes)[image][valid[image]],
+            height=height,
+            width=width,
+        )
+    ]
+
+
+def _shortest_decimals(values: ndarray) -> list:
+    """Returns floats with the shortest decimal form that gives the same float32."""
+    return values.astype(np.float32).astype(str).astype(np.float64).tolist()
 
 
 def evaluate_detections(
@@ -99,45 +104,37 @@ def evaluate_detections(
     max_detections: int = 100,
     backend: str = "pycocotools",
 ) -> dict:
-    """Average precision and recall by the COCO protocol, in per cent.
+    """Computes average precision and recall by the COCO protocol, in per cent.
 
-    Neither argument is changed. A quantity over no ground truth at all (a class that the images do not
-    show, a size range without objects) is None, and such a class is left out of every mean.
+    The arguments are not changed. Ids of images and categories may be any numbers or texts. A quantity without ground
+    truth (a class that no image shows, a size range without objects) is None, and such a class is left out of every
+    mean.
 
     Args:
-        ground_truth: COCO dictionary with `images`, `categories` and `annotations`. An annotation without
-            `iscrowd` is a single object, one without `area` has that of its box or mask.
-        results: entries as `to_coco_results` makes them; may be empty. Best scores count first, ties
-            in the order of the list.
-        iou_type: "bbox" for boxes; "segm" for masks. Then every annotation and every result must have a
+        ground_truth: COCO dictionary with `images`, `categories` and `annotations`. An annotation without `iscrowd` is
+            a single object; without `area`, the area of its box or mask is used.
+        results: entries as made by `to_coco_results`; may be empty. Best scores count first, ties in the order of the
+            list. Their size is that of the box or mask; an `area` in a results file is ignored.
+        iou_type: "bbox" for boxes, "segm" for masks. For masks every annotation and every result must have a
             `segmentation` in one of COCO's forms, and every image its `height` and `width`.
-        max_detections: how many of an image's detections of each class are looked at.
-        backend: who matches and accumulates: pycocotools, or hotcoco, which the extra `fast` installs.
+        max_detections: number of detections of each image and class that count.
+        backend: library that matches and accumulates: pycocotools, or hotcoco, which the extra `fast` installs.
 
     Returns:
-        `AP` (mean over IoU 0.50 to 0.95), `AP50`, `AP60`, `AP70`, `AP75`, `AP80`, `AP90`; `AP_small`,
-        `AP_medium`, `AP_large` (areas up to 32^2, 96^2, above); `AR1`, `AR10`, `AR100` (the last is called
-        after `max_detections`, and limits above it are left out); `AP_by_iou`, ten numbers for IoU 0.50,
-        0.55, ..., 0.95; `AP_by_class`, AP by category name (`name (id)` where two share a name).
+        `AP` (mean over IoU 0.50 to 0.95), `AP50`, `AP60`, `AP70`, `AP75`, `AP80`, `AP90`; `AP_small`, `AP_medium`,
+        `AP_large` (areas up to 32^2, up to 96^2, above); `AR1`, `AR10`, `AR100` (the last is named after
+        `max_detections`, and larger limits are left out); `AP_by_iou`, ten numbers for IoU 0.50, 0.55, ..., 0.95;
+        `AP_by_class`, AP by category name (`name (id)` if two share a name).
 
     Raises:
-        ValueError: a result names an unknown image or category, or is not finite; a mask is malformed; the back end
-            is unknown or not installed.
+        ValueError: a result names an unknown image or category, or is not finite; a mask is malformed; the area of an
+            annotation is not a finite number; the back end is unknown or not installed.
     """
     check_backend(backend)
     _check(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
     limits = _limits(max_detections)
-    if backend == "hotcoco":
-        truth, found = _data_sets(ground_truth, results, iou_type)
-        precision, recall, category_ids = fast_coco.accumulate(
-            truth, found, iou_type=iou_type, iou_thresholds=IOU_THRESHOLDS.tolist(), limits=limits
-        )
-    else:
-        evaluator = _matched(ground_truth, results, iou_type, limits)
-        with _silence():
-            evaluator.accumulate()
-        precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-        category_ids = evaluator.params.catIds
+    data = evaluator_data(ground_truth, results, iou_type)
+    precision, recall = _accumulate(data, iou_type=iou_type, limits=limits, backend=backend)
     # Precision by IoU threshold, recall level, class, area; recall by IoU threshold, class, area, limit.
     precision = precision[..., -1]
 
@@ -148,13 +145,27 @@ def evaluate_detections(
     metrics["AP_by_iou"] = [_mean(row) for row in precision[..., 0]]
     names = category_names(ground_truth)
     metrics["AP_by_class"] = {
-        names[int(category_id)]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(category_ids)
+        names[category_id]: _mean(precision[:, :, k, 0]) for k, category_id in enumerate(data.category_ids)
     }
     return metrics
 
 
+def _accumulate(
+    data: EvaluatorData, *, iou_type: str, limits: list[int], backend: str
+) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"]]:
+    """Returns precision and recall of `COCOeval.eval` from either back end, classes in the order of their ids."""
+    if backend == "hotcoco":
+        return fast_coco.accumulate(
+            data.truth, data.found, iou_type=iou_type, iou_thresholds=IOU_THRESHOLDS.tolist(), limits=limits
+        )
+    evaluator = _matched(data, iou_type, limits)
+    with _silence():
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
 def check_backend(name: str) -> None:
-    """Raises ValueError for a back end of `evaluate_detections` that is unknown or not installed."""
+    """Raises ValueError if a back end of `evaluate_detections` is unknown or not installed."""
     if name not in BACKENDS:
         raise ValueError(
             f"config.evaluation.coco_backend = {name!r} is unknown; choose {' or '.join(BACKENDS)}"
@@ -166,12 +177,12 @@ def check_backend(name: str) -> None:
 def coco_evaluator(
     ground_truth: dict, results: list[dict], *, iou_type: str = "bbox", max_detections: int = 100
 ) -> COCOeval:
-    """Returns pycocotools' evaluator with the detections of every image matched, and nothing summed up yet.
+    """Returns pycocotools' evaluator after matching all images, before accumulation.
 
-    See `evaluate_detections` for the arguments and what is refused.
+    Arguments and errors are those of `evaluate_detections`.
     """
     _check(ground_truth, results, iou_type=iou_type, max_detections=max_detections)
-    return _matched(ground_truth, results, iou_type, _limits(max_detections))
+    return _matched(evaluator_data(ground_truth, results, iou_type), iou_type, _limits(max_detections))
 
 
 def _check(ground_truth: dict, results: list[dict], *, iou_type: str, max_detections: int) -> None:
@@ -186,100 +197,55 @@ def _limits(max_detections: int) -> list[int]:
     return [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
 
 
-def _matched(ground_truth: dict, results: list[dict], iou_type: str, limits: list[int]) -> COCOeval:
-    truth, found = (_indexed(data) for data in _data_sets(ground_truth, results, iou_type))
+def _matched(data: EvaluatorData, iou_type: str, limits: list[int]) -> COCOeval:
     with _silence():
-        evaluator = COCOeval(truth, None, iou_type)
-        evaluator.cocoDt = found
+        evaluator = COCOeval(_indexed(data.truth), None, iou_type)
+        evaluator.cocoDt = _indexed(data.found)
         evaluator.params.iouThrs = IOU_THRESHOLDS
         evaluator.params.maxDets = limits
         evaluator.evaluate()
     return evaluator
 
 
-def _data_sets(ground_truth: dict, results: list[dict], iou_type: str) -> tuple[dict, dict]:
-    """The ground truth and the results as COCO data sets of only what the evaluator reads."""
-    return (
-        _data_set(ground_truth, ground_truth["annotations"], iou_type, label="annotations"),
-        _data_set(ground_truth, results, iou_type, label="results"),
-    )
-
-
-def _shortest(values: ndarray) -> list:
-    """Floats whose decimal form is the shortest that gives back the same float32."""
-    return values.astype(np.float32).astype(str).astype(np.float64).tolist()
-
-
 def check_results(ground_truth: dict, results: list[dict]) -> None:
-    """Raises ValueError for a result of an unknown image or category, or that is not finite."""
+    """Raises ValueError for the first result with an unknown image or category, or a number that is not finite."""
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     for i, entry in enumerate(results):
-        if entry["image_id"] not in image_ids:
-            raise ValueError(f"results[{i}]: image_id {entry['image_id']} is not in the ground truth")
-        if entry["category_id"] not in category_ids:
-            raise ValueError(f"results[{i}]: category_id {entry['category_id']} is not in the ground truth")
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            if entry.get(key) not in known:
+                raise ValueError(f"results[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
         if not all(math.isfinite(number) for number in (entry["score"], *entry["bbox"])):
             raise ValueError(
                 f"results[{i}]: box and score must be finite, not {entry['bbox']}, {entry['score']}"
             )
 
 
-def _data_set(ground_truth: dict, annotations: list[dict], iou_type: str, *, label: str) -> dict:
-    images = {image["id"]: image for image in ground_truth["images"]}
-    copies = []
-    for number, annotation in enumerate(annotations, start=1):
-        copy = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-        if "score" in annotation:
-            copy["score"] = annotation["score"]
-        copy["iscrowd"] = annotation.get("iscrowd", 0)
-        area = copy["bbox"][2] * copy["bbox"][3]
-        if iou_type == "segm":
-            image = images[annotation["image_id"]]
-            try:
-                mask = to_compressed_rle(
-                    annotation.get("segmentation"), height=image["height"], width=image["width"]
-                )
-            except ValueError as error:
-                raise ValueError(f"{label}[{number - 1}] has as its 'segmentation' {error}") from None
-            copy["segmentation"] = mask
-            area = float(pycocotools_mask.area(mask))
-        copy["area"] = annotation.get("area", area)
-        # The evaluator stores the matched id and reads 0 as "no match": an object with id 0 would be lost.
-        copy["id"] = number
-        copies.append(copy)
-    return {
-        "images": ground_truth["images"],
-        "categories": ground_truth["categories"],
-        "annotations": copies,
-    }
-
-
 def _indexed(data_set: dict) -> COCO:
     data = COCO()
     data.dataset = data_set
-    with _silence():
-        data.createIndex()
+    data.createIndex()
     return data
 
 
 def _silence() -> contextlib.redirect_stdout:
-    # pycocotools reports its progress on stdout.
+    # pycocotools prints its progress to stdout.
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def category_names(ground_truth: dict) -> dict[int, str]:
-    """Returns the name of each category by its id: `name (id)` where two share a name."""
+def category_names(ground_truth: dict) -> dict[Any, str]:
+    """Returns the name of each category by id, in the order of the ids; `name (id)` if two share a name."""
     counts = collections.Counter(category["name"] for category in ground_truth["categories"])
-    return {
+    names = {
         category["id"]: category["name"]
         if counts[category["name"]] == 1
         else f"{category['name']} ({category['id']})"
         for category in ground_truth["categories"]
     }
+    return {category_id: names[category_id] for category_id in sorted_ids(names)}
 
 
 def _mean(values: ndarray) -> float | None:
     present = values[values > -1]
-    # The evaluator adds 2e-16 to denominators; ten decimals hide that a perfect class falls short by it.
+    # The evaluator adds 2e-16 to denominators; rounding to ten decimals gives a perfect class exactly 100.
     return round(100.0 * float(present.mean()), 10) if present.size else None

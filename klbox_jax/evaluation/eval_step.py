@@ -1,4 +1,4 @@
-"""The compiled eval step, from `Batch` to `Detections`, and the loop that runs it over a data set."""
+"""Compiled eval step from `Batch` to `Detections`, and the loop that runs it over a data set."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +20,9 @@ from klbox_jax.structures import Batch, Detections
 def eval_step(
     params, batch: Batch, *, model: GeneralizedRCNN, settings: Mapping[str, PostprocessSettings]
 ) -> dict[str, Detections]:
-    """Returns the detections of a batch, in pixels of the files, for each named setting.
+    """Returns the detections of a batch for each named setting, in pixels of the files.
 
-    One forward pass feeds all settings, and a second one, of the mirrored images, those with `flip`.
+    All settings share one forward pass. Settings with `flip` also use a second one, of the mirrored images.
     """
     predictions = model.apply({"params": params}, batch, method="predict")
     both = None
@@ -35,9 +35,9 @@ def eval_step(
 
 
 def join_mirrored(params, predictions: Predictions, batch: Batch, *, model: GeneralizedRCNN) -> Predictions:
-    """Returns the predictions of a batch with those of the mirrored images, mirrored back, behind them.
+    """Returns the predictions of a batch followed by those of the mirrored images, mirrored back.
 
-    The pyramid is that of the images as they stand.
+    The feature pyramid is that of the original images.
     """
     widths = batch.image_size[:, 1]
     mirrored = batch.replace(images=jax.vmap(mirror_image)(batch.images, widths))
@@ -62,9 +62,9 @@ def detect_batch(
     model: GeneralizedRCNN,
     settings: PostprocessSettings,
 ) -> Detections:
-    """Returns the detections of a batch whose raw predictions are known, in pixels of the files.
+    """Post-processes the raw predictions of a batch; returns detections in pixels of the files.
 
-    For settings with `flip` the predictions are those of `join_mirrored`.
+    Settings with `flip` need the predictions of `join_mirrored`.
     """
     heads = model.roi_heads
 
@@ -95,7 +95,7 @@ def detect_batch(
 
 
 def compile_eval_step(mesh: Mesh, **static) -> CountedJit:
-    """Returns `eval_step` jitted over the mesh: parameters on every device, the batch split among them."""
+    """Returns `eval_step` jitted over the mesh: parameters replicated on every device, the batch sharded."""
 
     def step(params, batch):
         return eval_step(params, batch, **static)
@@ -107,12 +107,12 @@ def compile_eval_step(mesh: Mesh, **static) -> CountedJit:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Runs a compiled eval step over batches and gathers COCO results.
+    """Runs a compiled eval step over batches and collects COCO results.
 
     Attributes:
-        step: from `compile_eval_step`.
-        mesh: the devices.
-        category_ids: the data set's own id of each dense class.
+        step: result of `compile_eval_step`.
+        mesh: devices to run on.
+        category_ids: the data set's category id of each dense class index.
     """
 
     step: Callable
@@ -122,9 +122,14 @@ class Evaluator:
     def __call__(
         self, params, batches: Iterable[Batch], *, on_batch: Callable[[int], None] = lambda finished: None
     ) -> dict[str, list[dict]]:
-        """Returns the results of each setting, in the order of the images; with several processes, in all of them.
+        """Returns the COCO results of each setting, in the order of the images; every process gets all of them.
 
-        The host reads a batch's detections while the device works on the next one.
+        The host reads the detections of a batch while the device works on the next one.
+
+        Args:
+            params: of the model.
+            batches: of this process.
+            on_batch: called with the number of finished batches after each one.
         """
         results: dict[str, list[dict]] = {}
         pending = None
@@ -140,7 +145,7 @@ class Evaluator:
         return results
 
     def _collect(self, results: dict[str, list[dict]], batch: Batch, detections: dict[str, Detections]):
-        # Each process knows the images of its own share, and every one of them writes down all detections.
+        # Each process only knows its own share of the images, but collects the detections of all.
         image_id, valid, scale, size = gather((batch.image_id, batch.valid, batch.scale, batch.image_size))
         # Height and width of the file; a padding image may have scale 0.
         image_sizes = np.rint(size / np.where(scale > 0, scale, 1.0)[:, ::-1]).astype(int)

@@ -1,4 +1,4 @@
-"""COCO's matching and accumulation by `hotcoco`, an optional library: the same numbers, many times faster.
+"""COCO matching and accumulation by `hotcoco`, an optional library with the same numbers at many times the speed.
 
 It is installed with the extra `fast`.
 """
@@ -10,22 +10,22 @@ from numpy import ndarray
 
 
 def check_installed() -> None:
-    """Raises ValueError where the library is not installed."""
+    """Raises ValueError if hotcoco is not installed."""
     if importlib.util.find_spec("hotcoco") is None:
         raise ValueError("the fast COCO evaluation needs hotcoco: pip install 'klbox-jax[fast]'")
 
 
 def accumulate(
     truth: dict, found: dict, *, iou_type: str, iou_thresholds: list[float], limits: list[int]
-) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"], list[int]]:
-    """Returns the precision, the recall and the category ids of the `COCOeval.eval` of two COCO dictionaries.
+) -> tuple[Float[ndarray, "t r k a m"], Float[ndarray, "t k a m"]]:
+    """Returns precision and recall of `COCOeval.eval` for two COCO dictionaries.
 
     Args:
         truth: the ground truth.
         found: the detections, in the same form.
         iou_type: bbox or segm.
-        iou_thresholds: T of them.
-        limits: detections of an image and class that count, M of them, increasing.
+        iou_thresholds: T thresholds.
+        limits: M numbers of detections to count per image and class, increasing.
     """
     import hotcoco
 
@@ -34,4 +34,20 @@ def accumulate(
     evaluator.params.max_dets = limits
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"], list(evaluator.params.cat_ids)
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def tide_errors(truth: dict, found: dict, *, iou_threshold: float, background_iou: float) -> dict:
+    """Returns hotcoco's TIDE analysis of two COCO dictionaries; the best 100 detections of an image and class count.
+
+    Args:
+        truth: the ground truth.
+        found: the detections, in the same form.
+        iou_threshold: least IoU of a true positive.
+        background_iou: largest IoU of a false positive on background.
+    """
+    import hotcoco
+
+    evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), "bbox")
+    evaluator.evaluate()
+    return evaluator.tide_errors(pos_thr=iou_threshold, bg_thr=background_iou)

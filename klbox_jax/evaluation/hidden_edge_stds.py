@@ -1,4 +1,4 @@
-"""Stds of the edges of one box against each other: those that cannot be seen against those that can."""
+"""Comparison of the stds of hidden (occluded or blurred) and clear edges within one box."""
 
 import dataclasses
 
@@ -11,11 +11,13 @@ from klbox_jax.evaluation.matching import TRUE_POSITIVE, Matches
 
 @dataclasses.dataclass(frozen=True)
 class EdgePairs:
-    """Boxes that have edges of a kind and clear edges: means of their stds, in pixels, a box each.
+    """Mean stds of the clear and of the other edges of each box, in pixels.
+
+    Holds only boxes that have both kinds of edges.
 
     Attributes:
-        clear, other: of the predicted stds.
-        true_clear, true_other: of the true stds of the label noise.
+        clear, other: means of the predicted stds.
+        true_clear, true_other: means of the true stds of the label noise.
     """
 
     clear: Float[ndarray, " n"]
@@ -24,7 +26,7 @@ class EdgePairs:
     true_other: Float[ndarray, " n"]
 
     def summary(self) -> dict[str, float | int | None]:
-        """Returns the number of boxes, in what share of them the other edges have the larger std, and median ratios."""
+        """Returns the number of boxes, the share with larger stds at the other edges, and median std ratios."""
         if not len(self.clear):
             return {"num": 0, "share_larger": None, "median_ratio": None, "true_median_ratio": None}
         return {
@@ -36,7 +38,13 @@ class EdgePairs:
 
 
 def pair_edges(matches: Matches, clear: Bool[ndarray, "g 4"], other: Bool[ndarray, "g 4"]) -> EdgePairs:
-    """Pairs the edges of two kinds within each true positive; `clear` and `other` are by object, as in `matches`."""
+    """Pairs two kinds of edges within each true positive.
+
+    Args:
+        matches: detections with stds, of a ground truth with true stds.
+        clear: marks the clear edges of each object, in the order of `matches.objects`.
+        other: marks the edges to compare with them.
+    """
     rows = np.flatnonzero(matches.kind == TRUE_POSITIVE)
     objects = matches.object_index[rows]
     has_both = clear[objects].any(axis=1) & other[objects].any(axis=1)

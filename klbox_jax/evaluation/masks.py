@@ -1,4 +1,4 @@
-"""From a detection's mask inside its box to run lengths of the whole image, which COCO's evaluation reads."""
+"""Pasting of box-sized masks into the image, and their COCO run-length encoding."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,18 +16,18 @@ def paste_mask(
     width: int,
     threshold: float = 0.5,
 ) -> Bool[ndarray, "height width"]:
-    """Returns the pixels of an image whose mask probability reaches the threshold.
+    """Returns the pixels of an image whose mask probability is at least the threshold.
 
-    The mask is read at the centre of each pixel, by bilinear interpolation between the centres of its cells
-    and towards zero outside the box: detectron2's `paste_masks_in_image`. torchvision's rounds the box to whole
-    pixels, its last one included, and so draws a full mask over `[10, 38]` on 29 pixels instead of 28.
+    Samples the mask at each pixel centre, with bilinear interpolation between the centres of its cells and towards
+    zero outside the box, like detectron2's `paste_masks_in_image`. torchvision's version rounds the box to whole
+    pixels and includes the last one, so it draws a full mask over `[10, 38]` on 29 pixels instead of 28.
 
     Args:
-        probabilities: of the mask, filling the box.
-        box: `x1, y1, x2, y2` in pixels of the image; may leave it. One without size has no pixel.
+        probabilities: mask that fills the box.
+        box: `x1, y1, x2, y2` in pixels of the image; may extend beyond it. A box without area covers no pixel.
         height: of the image in pixels.
         width: of the image in pixels.
-        threshold: probability from which a pixel belongs to the object, above 0.
+        threshold: least probability of a pixel of the object, above 0.
     """
     x1, y1, x2, y2 = np.asarray(box, np.float64)
     mask = np.asarray(probabilities, np.float64)
@@ -43,10 +43,10 @@ def paste_mask(
 def encode_masks(
     probabilities: Float[AnyArray, "d m m"], boxes: Float[AnyArray, "d 4"], *, height: int, width: int
 ) -> list[dict]:
-    """Returns one image's masks as COCO's compressed run lengths, ready for JSON.
+    """Returns the masks of one image as COCO's compressed run lengths, ready for JSON.
 
     Args:
-        probabilities: of each mask, filling its box.
+        probabilities: masks, each filling its box.
         boxes: in pixels of the image.
         height: of the image in pixels.
         width: of the image in pixels.
@@ -62,8 +62,8 @@ def encode_masks(
 def _interpolation(
     start: float, end: float, *, cells: int, length: int
 ) -> tuple[int, Float[ndarray, "_pixels cells"]]:
-    """Returns the first pixel of an axis that a box's mask may reach, and from it on each cell's weight."""
-    # Half a cell beyond the box, the interpolation towards zero has arrived.
+    """Returns the first pixel of an axis that the mask can reach, and the cell weights of the pixels from there on."""
+    # The interpolation towards zero ends half a cell outside the box.
     margin = 0.5 * (end - start) / cells
     first = int(np.clip(np.floor(start - margin), 0, length))
     last = int(np.clip(np.ceil(end + margin), first, length))

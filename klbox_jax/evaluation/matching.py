@@ -1,10 +1,10 @@
-"""Which detection found which object: the partition that the uncertainty scores are taken over.
+"""Matching of detections with objects, and the partition of detections that the uncertainty scores use.
 
-As probdet has it (Harakeh & Waslander 2021): true positives, duplicates, localization errors, false
-positives. It differs on purpose in three things. Only objects of the detection's own class count; the order
-of the annotations plays no part, because best scores choose first, as for average precision; crowds are no
-objects, and what lies in one is not counted. So the true positives are exactly those of COCO's AP at the
-same IoU threshold.
+The partition follows probdet (Harakeh & Waslander 2021): true positives, duplicates, localization errors and false
+positives. It differs on purpose in three points. Only objects of the detection's own class count. The order of the
+annotations has no effect, because the best scores choose first, as in average precision. Crowds are not objects, and
+unmatched detections inside them are not counted. So the true positives are exactly those of COCO's AP at the same IoU
+threshold.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 
 TRUE_POSITIVE, DUPLICATE, LOCALIZATION_ERROR, FALSE_POSITIVE, IGNORED = range(5)
@@ -20,47 +20,58 @@ TRUE_POSITIVE, DUPLICATE, LOCALIZATION_ERROR, FALSE_POSITIVE, IGNORED = range(5)
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """The annotated objects, without crowds; boxes are `x1, y1, x2, y2` in pixels.
+    """Annotated objects without crowds; boxes are `x1, y1, x2, y2` in pixels.
 
     Attributes:
-        boxes: from `bbox`; what detections are matched with, and the best box there is of the object.
-        labels: from `bbox_noisy`, the box as annotated; where there is none, `boxes`.
-        label_stds: from `bbox_std`, the std of the label noise of each edge; NaN where there is none.
+        boxes: from `bbox`, the most exact box of the object; used for matching.
+        labels: from `bbox_noisy`, the box as annotated; equal to `boxes` if there is none.
+        label_stds: from `bbox_std`, the std of the label noise of each edge; NaN if there is none.
         category_ids: the data set's own.
     """
 
     boxes: Float[ndarray, "G 4"]
     labels: Float[ndarray, "G 4"]
     label_stds: Float[ndarray, "G 4"]
-    category_ids: Int[ndarray, " G"]
+    category_ids: Shaped[ndarray, " G"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """What became of each detection; best scores first, ties in the order of the results.
+    """Detections with the kind and the object of each; best scores first, ties in the order of the results.
 
     Attributes:
-        result_index: the detection's position in the list of results.
+        result_index: position of the detection in the list of results.
         boxes: `x1, y1, x2, y2` in pixels.
-        scores: as given.
-        stds: of the four edges in pixels, or None where the results have none.
+        scores: as in the results.
+        stds: of the four edges in pixels; None if the results have none.
         category_ids: the data set's own.
-        kind: TRUE_POSITIVE, DUPLICATE (its object is found already), LOCALIZATION_ERROR, FALSE_POSITIVE or
-            IGNORED (finds nothing, but lies in a crowd).
-        object_index: row of `objects`; -1 for the last two kinds.
+        kind: TRUE_POSITIVE, DUPLICATE (a better detection took its object), LOCALIZATION_ERROR, FALSE_POSITIVE or
+            IGNORED (no true positive, and inside a crowd).
+        object_index: row in `objects`; -1 for false positives and ignored detections.
         iou: with that object; 0 without one.
-        objects: all objects, found or not.
+        objects: all objects, matched or not.
     """
 
     result_index: Int[ndarray, " D"]
     boxes: Float[ndarray, "D 4"]
     scores: Float[ndarray, " D"]
     stds: Float[ndarray, "D 4"] | None
-    category_ids: Int[ndarray, " D"]
+    category_ids: Shaped[ndarray, " D"]
     kind: Int[ndarray, " D"]
     object_index: Int[ndarray, " D"]
     iou: Float[ndarray, " D"]
     objects: Objects
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """All pairs of a detection and an object of the same image and class, ordered by detection."""
+
+    detection: Int[ndarray, " P"]
+    object: Int[ndarray, " P"]
+    iou: Float[ndarray, " P"]
+    num_detections: int
+    num_objects: int
 
 
 def match_detections(
@@ -73,27 +84,27 @@ def match_detections(
 ) -> Matches:
     """Matches detections with objects of their image and class.
 
-    Best scores first, a detection takes the free object that it overlaps most, if the IoU reaches
-    `iou_threshold`. One that could only have a taken object is a duplicate of the one it overlaps most. Of the
-    others, one whose best IoU is above `background_iou` is a localization error of that object, and the rest are
-    false positives. One that is no true positive and has a share of `iou_threshold` of its area in a crowd is
-    ignored.
+    In order of descending score, a detection takes the free object of the largest IoU, if that is at least
+    `iou_threshold`. A detection for which only taken objects remain is a duplicate. Of the others, a detection whose
+    largest IoU is above `background_iou` is a localization error, and the rest are false positives. Duplicates and
+    localization errors refer to the object they overlap most. A detection that is no true positive, and has at least
+    `iou_threshold` of its area in a crowd, is ignored.
 
     Args:
-        ground_truth: COCO dictionary; an annotation may have `bbox_noisy` and `bbox_std` beside `bbox`.
-        results: as `klbox_jax.evaluation.coco.to_coco_results` makes them; all have `bbox_std`, or none.
-        iou_threshold: above 0, up to 1.
-        background_iou: from 0, below `iou_threshold`.
-        min_score: detections with less are left out.
+        ground_truth: COCO dictionary; an annotation may have `bbox_noisy` and `bbox_std` in addition to `bbox`.
+        results: entries as made by `klbox_jax.evaluation.coco.to_coco_results`; all have `bbox_std`, or none.
+        iou_threshold: least IoU of a true positive, above 0, up to 1.
+        background_iou: largest IoU of a false positive, from 0, below `iou_threshold`.
+        min_score: detections with a lower score are left out.
 
     Raises:
         ValueError: an entry lacks a field, is not finite, has a negative std or names an unknown image or
-            category; or thresholds do not fit.
+            category; or the thresholds are out of range.
     """
     if not 0 <= background_iou < iou_threshold <= 1:
         raise ValueError(
-            "0 <= background_iou < iou_threshold <= 1 is needed; "
-            f"they are {background_iou} and {iou_threshold}"
+            "0 <= background_iou < iou_threshold <= 1 is required, "
+            f"but they are {background_iou} and {iou_threshold}"
         )
     check_entries(ground_truth, results)
     annotations = ground_truth["annotations"]
@@ -106,34 +117,22 @@ def match_detections(
     order = order[scores[order] >= min_score]
     kept = [results[i] for i in order]
     boxes = corners(kept, "bbox")
-    stds = numbers(kept, "bbox_std") if results and "bbox_std" in results[0] else None
 
-    rows, columns = _pairs_of_a_kind(kept, singles)
-    ious = _ious(boxes[rows], objects.boxes[columns])
-    object_index = _take_best_first(rows, columns, ious, len(kept), len(singles), iou_threshold)
-    found = object_index >= 0
-
-    nearest, best_iou = _nearest(rows, columns, ious, len(kept))
-    kind = np.select(
-        [found, best_iou >= iou_threshold, best_iou > background_iou],
-        [TRUE_POSITIVE, DUPLICATE, LOCALIZATION_ERROR],
-        default=FALSE_POSITIVE,
+    rows, columns = _same_class_pairs(kept, singles)
+    pairs = _Pairs(rows, columns, _ious(boxes[rows], objects.boxes[columns]), len(kept), len(singles))
+    is_in_crowd = in_crowd(kept, crowds, share=iou_threshold)
+    kind, object_index = _classify(
+        pairs, is_in_crowd, iou_threshold=iou_threshold, background_iou=background_iou
     )
-    kind[~found & in_crowd(kept, crowds, share=iou_threshold)] = IGNORED
-    object_index = np.where(found, object_index, nearest)
-    object_index[kind >= FALSE_POSITIVE] = -1
-    taken_iou = np.zeros(len(kept))
-    here = object_index[rows] == columns
-    taken_iou[rows[here]] = ious[here]
     return Matches(
         result_index=order,
         boxes=boxes,
         scores=scores[order],
-        stds=stds,
-        category_ids=np.array([entry["category_id"] for entry in kept], np.int64),
+        stds=numbers(kept, "bbox_std") if results and "bbox_std" in results[0] else None,
+        category_ids=_category_ids(kept),
         kind=kind,
         object_index=object_index,
-        iou=taken_iou,
+        iou=_iou_with(object_index, pairs),
         objects=objects,
     )
 
@@ -141,12 +140,11 @@ def match_detections(
 def max_f1_score_threshold(
     ground_truth: dict, results: list[dict], *, iou_threshold: float = 0.5
 ) -> float | None:
-    """Returns the score from which on detections count for the highest F1, all classes together.
+    """Returns the score threshold of the highest F1 over all classes; None without objects or results.
 
-    F1 is 2 TP / (detections + objects), a duplicate being as wrong as a false positive; of equal maxima the
-    highest score. None without objects or results. probdet takes the mean over classes of thresholds found on
-    COCO's recall grid; this is the threshold of one F1, at one IoU. Choose it on other images than those whose
-    scores are reported.
+    F1 is 2 TP / (detections + objects); a duplicate counts like a false positive. Of equal maxima the highest score is
+    returned. probdet averages thresholds of the classes found on COCO's recall grid; this is the threshold of one F1 at
+    one IoU. Choose it on other images than those whose scores are reported.
     """
     matches = match_detections(ground_truth, results, iou_threshold=iou_threshold)
     counted = matches.kind != IGNORED
@@ -154,12 +152,12 @@ def max_f1_score_threshold(
     if not len(scores) or not len(matches.objects.boxes):
         return None
     f1 = 2 * hits / (np.arange(1, len(scores) + 1) + len(matches.objects.boxes))
-    last_of_tie = np.append(scores[1:] < scores[:-1], True)  # a threshold lets a whole tie in
+    last_of_tie = np.append(scores[1:] < scores[:-1], True)  # a threshold keeps all detections of equal score
     return float(scores[last_of_tie][np.argmax(f1[last_of_tie])])
 
 
 def check_entries(ground_truth: dict, results: list[dict]) -> None:
-    """Raises ValueError for the first annotation or result that cannot be evaluated, naming it."""
+    """Raises ValueError that names the first annotation or result that cannot be evaluated."""
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     with_stds = bool(results) and "bbox_std" in results[0]
@@ -167,7 +165,7 @@ def check_entries(ground_truth: dict, results: list[dict]) -> None:
         for i, entry in enumerate(entries):
             for key, known in (("image_id", image_ids), ("category_id", category_ids)):
                 if key not in entry or entry[key] not in known:
-                    raise ValueError(f"{name}[{i}]: {key} {entry.get(key)} is not in the ground truth")
+                    raise ValueError(f"{name}[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
             for key in ("bbox", "bbox_noisy", "bbox_std"):
                 if key in entry or key == "bbox":
                     values = entry.get(key)
@@ -180,31 +178,32 @@ def check_entries(ground_truth: dict, results: list[dict]) -> None:
             raise ValueError(f"results[{i}]: score must be a finite number, not {entry.get('score')}")
         if ("bbox_std" in entry) != with_stds:
             raise ValueError(
-                f"results[{i}] {'lacks' if with_stds else 'has'} bbox_std, unlike results[0]; all have it or none"
+                f"results[{i}] {'lacks' if with_stds else 'has'} bbox_std, unlike results[0]; "
+                "all results must have it, or none"
             )
 
 
 def corners(entries: list[dict], key: str) -> Float[ndarray, "n 4"]:
-    """Boxes of COCO entries, `[x, y, width, height]`, as `x1, y1, x2, y2`."""
+    """Converts boxes of COCO entries, `[x, y, width, height]`, to `x1, y1, x2, y2`."""
     boxes = numbers(entries, key)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 
 def numbers(entries: list[dict], key: str) -> Float[ndarray, "n 4"]:
-    """The four numbers of a field of every entry."""
+    """Returns a field of four numbers of every entry."""
     return np.array([entry[key] for entry in entries], np.float64).reshape(len(entries), 4)
 
 
 def in_crowd(detections: list[dict], crowds: list[dict], *, share: float) -> Bool[ndarray, " D"]:
-    """True for a detection that has at least `share` of its area in one crowd of its image and class."""
+    """Returns True for each detection with at least `share` of its area in one crowd of its image and class."""
     boxes = corners(detections, "bbox")
-    rows, columns = _pairs_of_a_kind(detections, crowds)
+    rows, columns = _same_class_pairs(detections, crowds)
     inside = _intersections(boxes[rows], corners(crowds, "bbox")[columns])
     areas = _areas(boxes[rows])
-    lies_inside = np.zeros(len(detections), bool)
-    lies_inside[rows[(areas > 0) & (inside >= share * areas)]] = True
-    return lies_inside
+    is_inside = np.zeros(len(detections), bool)
+    is_inside[rows[(areas > 0) & (inside >= share * areas)]] = True
+    return is_inside
 
 
 def _are_finite(values: Any, *, count: int) -> bool:
@@ -220,14 +219,20 @@ def _objects(annotations: list[dict]) -> Objects:
         boxes=corners(annotations, "bbox"),
         labels=corners([{"box": entry.get("bbox_noisy", entry["bbox"])} for entry in annotations], "box"),
         label_stds=numbers([{"std": entry.get("bbox_std", unknown)} for entry in annotations], "std"),
-        category_ids=np.array([entry["category_id"] for entry in annotations], np.int64),
+        category_ids=_category_ids(annotations),
     )
 
 
-def _pairs_of_a_kind(
+def _category_ids(entries: list[dict]) -> Shaped[ndarray, " n"]:
+    """Returns the category ids as integers, or as objects if the data set uses texts."""
+    ids = [entry["category_id"] for entry in entries]
+    return np.array(ids, object if any(isinstance(value, str) for value in ids) else np.int64)
+
+
+def _same_class_pairs(
     detections: list[dict], annotations: list[dict]
 ) -> tuple[Int[ndarray, " P"], Int[ndarray, " P"]]:
-    """Every pair of a detection and an annotation of one image and class, ordered by detection."""
+    """Returns indices of all pairs of a detection and an annotation of the same image and class."""
     groups: dict[tuple, list[int]] = {}
     for column, entry in enumerate(annotations):
         groups.setdefault((entry["image_id"], entry["category_id"]), []).append(column)
@@ -247,36 +252,54 @@ def _areas(boxes: Float[ndarray, "n 4"]) -> Float[ndarray, " n"]:
 
 
 def _ious(a: Float[ndarray, "n 4"], b: Float[ndarray, "n 4"]) -> Float[ndarray, " n"]:
-    """IoU of row with row in float64, as COCO's evaluator has it; two empty boxes have 0."""
+    """Returns the row-wise IoU of `a` and `b` in float64, like COCO's evaluator; 0 if both are empty."""
     shared = _intersections(a, b)
     union = _areas(a) + _areas(b) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _take_best_first(
-    rows: Int[ndarray, " P"],
-    columns: Int[ndarray, " P"],
-    ious: Float[ndarray, " P"],
-    num_detections: int,
-    num_objects: int,
-    iou_threshold: float,
-) -> Int[ndarray, " D"]:
-    """The object each detection takes, or -1. A plain loop over the few pairs that reach the threshold."""
-    reaching = np.flatnonzero(ious >= iou_threshold)
-    reaching = reaching[np.lexsort((-ious[reaching], rows[reaching]))]
-    taken = [-1] * num_detections
-    is_free = [True] * num_objects
-    for row, column in zip(rows[reaching].tolist(), columns[reaching].tolist(), strict=True):
+def _classify(
+    pairs: _Pairs, is_in_crowd: Bool[ndarray, " D"], *, iou_threshold: float, background_iou: float
+) -> tuple[Int[ndarray, " D"], Int[ndarray, " D"]]:
+    """Returns the kind of each detection, and the index of its object or -1."""
+    taken_object = _assign_greedily(pairs, iou_threshold)
+    nearest_object, nearest_iou = _nearest_objects(pairs)
+    kind = np.select(
+        [taken_object >= 0, nearest_iou >= iou_threshold, nearest_iou > background_iou],
+        [TRUE_POSITIVE, DUPLICATE, LOCALIZATION_ERROR],
+        default=FALSE_POSITIVE,
+    )
+    kind[(taken_object < 0) & is_in_crowd] = IGNORED
+    object_index = np.where(taken_object >= 0, taken_object, nearest_object)
+    object_index[kind >= FALSE_POSITIVE] = -1
+    return kind, object_index
+
+
+def _assign_greedily(pairs: _Pairs, iou_threshold: float) -> Int[ndarray, " D"]:
+    """Returns the object that each detection takes, or -1; a plain loop over the few pairs above the threshold."""
+    candidates = np.flatnonzero(pairs.iou >= iou_threshold)
+    candidates = candidates[np.lexsort((-pairs.iou[candidates], pairs.detection[candidates]))]
+    taken = [-1] * pairs.num_detections
+    is_free = [True] * pairs.num_objects
+    rows, columns = pairs.detection[candidates].tolist(), pairs.object[candidates].tolist()
+    for row, column in zip(rows, columns, strict=True):
         if taken[row] < 0 and is_free[column]:
             taken[row], is_free[column] = column, False
     return np.array(taken, np.int64)
 
 
-def _nearest(
-    rows: Int[ndarray, " P"], columns: Int[ndarray, " P"], ious: Float[ndarray, " P"], num_detections: int
-) -> tuple[Int[ndarray, " D"], Float[ndarray, " D"]]:
-    """The object each detection overlaps most and the IoU with it; -1 and 0 where there is none."""
-    nearest, best = np.full(num_detections, -1), np.zeros(num_detections)
-    order = np.lexsort((ious, rows))
-    nearest[rows[order]], best[rows[order]] = columns[order], ious[order]  # of a row, the last stays
+def _nearest_objects(pairs: _Pairs) -> tuple[Int[ndarray, " D"], Float[ndarray, " D"]]:
+    """Returns the object of the largest IoU with each detection, and that IoU; -1 and 0 without one."""
+    nearest, best = np.full(pairs.num_detections, -1), np.zeros(pairs.num_detections)
+    order = np.lexsort((pairs.iou, pairs.detection))
+    # Of several values assigned to one index, the last, which has the largest IoU, stays.
+    nearest[pairs.detection[order]], best[pairs.detection[order]] = pairs.object[order], pairs.iou[order]
     return nearest, best
+
+
+def _iou_with(object_index: Int[ndarray, " D"], pairs: _Pairs) -> Float[ndarray, " D"]:
+    """Returns the IoU of each detection with its object; 0 without one."""
+    iou = np.zeros(pairs.num_detections)
+    is_own = object_index[pairs.detection] == pairs.object
+    iou[pairs.detection[is_own]] = pairs.iou[is_own]
+    return iou

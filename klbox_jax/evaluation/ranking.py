@@ -1,31 +1,31 @@
-"""Whether predicted stds have the right order: rank correlation, sparsification, the worst edge of a box.
+"""Ranking quality of predicted stds: rank correlation, sparsification (AUSE), worst edge of a box.
 
-None of these changes when all stds are multiplied by one number. A score over nothing, or over what has no
-order, is None.
+None of these changes if all stds are multiplied by one number. A score of an empty array, or of equal values, which
+have no order, is None.
 """
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-# The worst edge of a box is clear if its true std is at least this multiple of the next one's.
+# The worst edge of a box is clear if its true std is at least this multiple of the second largest.
 CLEARLY_WORST = 1.5
 
 
 def spearman(a: Float[ndarray, " n"], b: Float[ndarray, " n"]) -> float | None:
-    """Spearman's rank correlation, ties sharing their mean rank; None if all of `a` or all of `b` are equal."""
+    """Returns Spearman's rank correlation (ties get their mean rank); None if all of `a` or all of `b` are equal."""
     if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    # Here, as it takes a fifth of all imports' time, and a training needs it after its last step at the earliest.
+    # Imported here: it takes a fifth of the import time of a training, which needs it only after its last step.
     from scipy.stats import spearmanr
 
     return float(spearmanr(a, b).statistic)
 
 
 def sparsification_curve(errors: Float[ndarray, " n"], stds: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-    """Mean absolute error of what is left when the k edges of the largest stds are removed, k = 0 to n - 1.
+    """Returns the mean absolute error without the k edges of the largest stds, for k = 0 to n - 1.
 
-    Edges of equal std go in random order: each counts as their mean.
+    Edges of equal std would be removed in random order, so each counts as their mean.
     """
     values, group = np.unique(stds, return_inverse=True)
     means = np.bincount(group, np.abs(errors), len(values)) / np.bincount(group, minlength=len(values))
@@ -34,10 +34,10 @@ def sparsification_curve(errors: Float[ndarray, " n"], stds: Float[ndarray, " n"
 
 
 def area_under_sparsification_error(errors: Float[ndarray, " n"], stds: Float[ndarray, " n"]) -> float | None:
-    """AUSE: area between the sparsification curve and that of the oracle, which removes the largest error.
+    """Computes AUSE: area between the sparsification curve and the oracle's, which removes the largest error first.
 
-    Ilg et al. (2018): both curves are divided by the mean absolute error of all edges, and run over the
-    removed share from 0 to 1. 0 for stds in the order of the errors; None if there is no error at all.
+    Ilg et al. (2018): both curves are divided by the mean absolute error of all edges, over the removed share from 0
+    to 1. 0 if the stds have the order of the errors; None if all errors are 0.
     """
     magnitudes = np.abs(errors)
     if not magnitudes.any():
@@ -49,13 +49,13 @@ def area_under_sparsification_error(errors: Float[ndarray, " n"], stds: Float[nd
 def worst_edge_share(
     stds: Float[ndarray, "n 4"], true_stds: Float[ndarray, "n 4"]
 ) -> tuple[float | None, int]:
-    """Among boxes with one clearly worst edge, the share in which the largest predicted std is that edge's.
+    """Computes the share of boxes whose clearly worst edge has the largest predicted std.
 
-    Clearly worst: its true std is at least `CLEARLY_WORST` times the second largest of the box. A guess is
-    right in a quarter. Equal largest predictions share the box between them.
+    An edge is clearly worst if its true std is at least `CLEARLY_WORST` times the second largest of the box. Guessing
+    gives 1/4. Of k equal largest predictions each counts 1/k.
 
     Returns:
-        The share, and how many such boxes there are.
+        The share (None without such boxes) and the number of boxes with a clearly worst edge.
     """
     ordered = np.sort(true_stds, axis=1)
     is_clear = (ordered[:, 3] > 0) & (ordered[:, 3] >= CLEARLY_WORST * ordered[:, 2])

@@ -1,7 +1,6 @@
-"""One factor on the predicted stds of each edge, fitted so that they fit the labels.
+"""Temperature scaling of predicted stds: one fitted factor for each of the four edges (Levi et al. 2022).
 
-Temperature scaling of a Gaussian regression (Levi et al. 2022), edge by edge. It moves no box and leaves the order of
-the stds of an edge as it is.
+It moves no box, and keeps the order of the stds of an edge.
 """
 
 import math
@@ -16,30 +15,30 @@ from klbox_jax.evaluation.uncertainty import STD_FLOOR, evaluate_uncertainty
 METHODS = ("coverage", "likelihood")
 # Share of a Gaussian within one std.
 ONE_SIGMA = math.erf(math.sqrt(0.5))
-# What a calibration is to change, of `evaluate_uncertainty`.
+# Scores of `evaluate_uncertainty` to report before and after a calibration.
 SCORES = ("NLL", "coverage_1sigma", "coverage_2sigma", "coverage_3sigma", "ENCE", "energy_score", "sharpness")
 
 
 def fit_temperature(
     errors: Float[ndarray, "n 4"], stds: Float[ndarray, "n 4"], *, method: str
 ) -> Float[ndarray, "4"]:
-    """Returns the factor of each edge, in the order `x1, y1, x2, y2`.
+    """Fits the factor of each edge, in the order `x1, y1, x2, y2`.
 
     Args:
-        errors: prediction minus label.
-        stds: positive.
-        method: `coverage`, the smallest factor that brings 68.27 % of the labels within one std, whatever the others
-            do; or `likelihood`, the factor of the largest Gaussian likelihood, sqrt(mean((error / std)^2)), which
-            the largest errors decide.
+        errors: prediction minus label, in pixels.
+        stds: positive, in pixels.
+        method: `coverage`, the smallest factor that puts 68.27 % of the labels within one std, independent of the size
+            of the other errors; or `likelihood`, the factor of the largest Gaussian likelihood,
+            sqrt(mean((error / std)^2)), which is dominated by the largest errors.
 
     Raises:
-        ValueError: the method is unknown, there are no rows, or so many errors are 0 that the factor is.
+        ValueError: the method is unknown, there are no rows, or a fitted factor is 0 because most errors are 0.
     """
     if method not in METHODS:
         raise ValueError(f"config.calibrate.method = {method!r} is unknown; choose {' or '.join(METHODS)}")
     if not len(errors):
         raise ValueError(
-            "no detection found an object of the calibration set; train further, and calibrate then"
+            "no detection matches an object of the calibration set; train longer, then calibrate"
         )
     distances = np.abs(errors) / stds
     if method == "coverage":
@@ -48,8 +47,8 @@ def fit_temperature(
         factors = np.sqrt((distances**2).mean(axis=0))
     if not (factors > 0).all():
         raise ValueError(
-            f"the {len(errors)} matched detections have hardly an error, which {method} would make the factors "
-            f"{factors.tolist()} of; calibrate on images that were not trained on"
+            f"{method} gives the factors {factors.tolist()}, because most errors of the {len(errors)} matched "
+            "detections are 0; calibrate on images that were not used for training"
         )
     return factors
 
@@ -57,10 +56,10 @@ def fit_temperature(
 def matched_errors(
     ground_truth: dict, results: list[dict], *, iou_threshold: float = 0.5
 ) -> tuple[Float[ndarray, "n 4"], Float[ndarray, "n 4"]]:
-    """Errors and stds of the true positives, as `evaluate_uncertainty` takes them by default.
+    """Returns errors and stds of the true positives, with the defaults of `evaluate_uncertainty`.
 
-    Against `bbox_noisy` where the ground truth has it, and with no std below `STD_FLOOR`. Every result needs a
-    `bbox_std`.
+    Errors are relative to `bbox_noisy` if the ground truth has it, to `bbox` otherwise; stds are at least `STD_FLOOR`.
+    Results without `bbox_std` give no rows.
     """
     matches = match_detections(ground_truth, results, iou_threshold=iou_threshold)
     if matches.stds is None:
@@ -71,7 +70,7 @@ def matched_errors(
 
 
 def scale_stds(results: list[dict], temperature: Float[ndarray, "4"]) -> list[dict]:
-    """Returns the results with every `bbox_std` multiplied edge by edge; the argument is left as it is."""
+    """Returns copies of the results with every `bbox_std` multiplied edge by edge."""
     return [
         entry | {"bbox_std": (temperature * np.array(entry["bbox_std"])).tolist()}
         if "bbox_std" in entry
@@ -81,17 +80,17 @@ def scale_stds(results: list[dict], temperature: Float[ndarray, "4"]) -> list[di
 
 
 def calibrate_detections(ground_truth: dict, results: list[dict], *, method: str) -> dict:
-    """Fits a temperature to detections.
+    """Fits a temperature to saved detections, and scores them before and after.
 
     Args:
-        ground_truth: COCO dictionary of images that are neither trained on nor reported.
-        results: as `klbox_jax.evaluation.coco.to_coco_results` makes them, with stds.
-        method: which of the two factors to apply; both are returned.
+        ground_truth: COCO dictionary of images that are used neither for training nor for reported numbers.
+        results: entries as made by `klbox_jax.evaluation.coco.to_coco_results`, with stds.
+        method: factor to apply, `coverage` or `likelihood`; both are returned.
 
     Returns:
-        Plain numbers and strings: `temperature`, four factors in the order `x1, y1, x2, y2`; `method`; `factors`, the
-        four of each method; `num_matched`; `before` and `after`, scores of the same detections with the stds as they
-        were and scaled.
+        Plain numbers and strings: `temperature`, the four applied factors in the order `x1, y1, x2, y2`; `method`;
+        `factors`, the four of each method; `num_matched`; `before` and `after`, scores of the same detections with the
+        original and with the scaled stds.
 
     Raises:
         ValueError: see `fit_temperature`.

@@ -1,9 +1,9 @@
-"""Scores of predicted box stds, from saved detections alone.
+"""Scores of predicted box stds, computed from saved detections.
 
-The predicted Gaussian of an edge is held against its label: `bbox_noisy` where the ground truth has it, since
-the std is to cover the annotator's noise too, and `bbox` otherwise. Everything is pooled over the edges of
-all classes (probdet averages over classes), in pixels of the file, and likelihoods and entropies are means per
-edge (probdet adds up the four edges of a box).
+The predicted Gaussian of an edge is compared with its label: `bbox_noisy` if the ground truth has it, because the std
+should include the annotator's noise, and `bbox` otherwise. Scores are pooled over the edges of all classes (probdet
+averages over classes), in pixels of the file. Likelihoods and entropies are means per edge (probdet adds the four edges
+of a box).
 """
 
 import numpy as np
@@ -32,34 +32,36 @@ from klbox_jax.evaluation.ranking import (
 from klbox_jax.evaluation.scoring_rules import energy_score, expected_norm, gaussian_entropy, gaussian_nll
 
 EDGES = ("x1", "y1", "x2", "y2")
-# Pixels. A smaller std counts as this: the NLL of a std of 0 is infinite. probdet adds its square (1e-2) to
-# every variance instead.
+# Pixels. Smaller stds are replaced by this, because the NLL of a std of 0 is infinite. probdet adds its square (1e-2)
+# to every variance instead.
 STD_FLOOR = 0.1
 
 
 def evaluate_uncertainty(
     ground_truth: dict, results: list[dict], *, iou_threshold: float = 0.5, min_score: float = 0.0
 ) -> dict:
-    """Scores of the stds of all detections, split as `klbox_jax.evaluation.matching` does.
+    """Scores the predicted stds of all detections, by the partition of `klbox_jax.evaluation.matching`.
+
+    Every std below `STD_FLOOR` (0.1 pixels) is replaced by it before all scores, `sharpness` included.
 
     Args:
-        ground_truth: COCO dictionary. Annotations may have `bbox_noisy` (`[x, y, width, height]`, the label
-            as drawn, when `bbox` is exact) and `bbox_std` (true stds of the label noise, `x1, y1, x2, y2`).
-        results: as `klbox_jax.evaluation.coco.to_coco_results` makes them. Without `bbox_std` only
-            counts and RMSE are numbers, and the rest is None.
-        iou_threshold: what makes a true positive.
-        min_score: detections with less are left out; see `max_f1_score_threshold`.
+        ground_truth: COCO dictionary. Annotations may have `bbox_noisy` (`[x, y, width, height]`, the label as drawn,
+            if `bbox` is exact) and `bbox_std` (true stds of the label noise of `x1, y1, x2, y2`).
+        results: entries as made by `klbox_jax.evaluation.coco.to_coco_results`. Without `bbox_std` only counts and
+            RMSE are numbers, and the rest is None.
+        iou_threshold: least IoU of a true positive.
+        min_score: detections with a lower score are left out; see `max_f1_score_threshold`.
 
     Returns:
         Plain numbers, strings and None. Of the true positives:
-        `num_matched`; `RMSE` (against `bbox`, the exact box if there is one) and `RMSE_label` (against the
+        `num_matched`; `RMSE` (relative to `bbox`, the exact box if there is one) and `RMSE_label` (relative to the
         label); `NLL`; `coverage_1sigma`, `coverage_2sigma`, `coverage_3sigma`; `spearman_sigma_error`;
         `sharpness` (mean std); `entropy`; `energy_score`; `ENCE`; `AUSE`; `calibration`, see
-        `klbox_jax.evaluation.calibration_error.calibration_errors`; `by_edge`, those scores that an edge can have
-        alone. The same in `duplicates` and `localization_errors`, against the object they overlap most.
+        `klbox_jax.evaluation.calibration_error.calibration_errors`; `by_edge`, the scores that are defined for a single
+        edge. `duplicates` and `localization_errors` have the same, relative to the object they overlap most.
         `false_positives` have no label: `num`, `sharpness`, `entropy` and `spread`, the expected distance of
-        two draws. `true_std` holds true positives against the true stds (`against_true_stds`), None where the
-        ground truth has none. `num_objects`, `num_missed`, `num_ignored`, `iou_threshold`, `min_score`.
+        two draws. `true_std` compares true positives with the true stds (see `against_true_stds`); None if the ground
+        truth has none. Also `num_objects`, `num_missed`, `num_ignored`, `iou_threshold`, `min_score`.
 
     Raises:
         ValueError: see `match_detections`.
@@ -76,10 +78,10 @@ def evaluate_uncertainty(
         "num_ignored": len(rows[IGNORED]),
         "iou_threshold": iou_threshold,
         "min_score": min_score,
-        **_located(matches, rows[TRUE_POSITIVE]),
-        "duplicates": _located(matches, rows[DUPLICATE]),
-        "localization_errors": _located(matches, rows[LOCALIZATION_ERROR]),
-        "false_positives": _unlocated(matches, rows[FALSE_POSITIVE]),
+        **_scores_with_object(matches, rows[TRUE_POSITIVE]),
+        "duplicates": _scores_with_object(matches, rows[DUPLICATE]),
+        "localization_errors": _scores_with_object(matches, rows[LOCALIZATION_ERROR]),
+        "false_positives": _scores_without_object(matches, rows[FALSE_POSITIVE]),
         "true_std": _against_true_stds_of(matches, rows[TRUE_POSITIVE]),
     }
 
@@ -87,16 +89,20 @@ def evaluate_uncertainty(
 def against_true_stds(
     stds: Float[ndarray, "n 4"], true_stds: Float[ndarray, "n 4"], boxes: Float[ndarray, "n 4"]
 ) -> dict:
-    """Predicted stds against the true stds of the label noise; `boxes` are `x1, y1, x2, y2` of the objects.
+    """Compares predicted stds with the true stds of the label noise.
 
-    The noise grows with the object, so size alone tells much of it; each correlation has the one that size
-    reaches beside it. A side is the extent across the edge.
+    The noise grows with the object, so a correlation with size alone is reported next to each correlation.
+
+    Args:
+        stds: predicted, in pixels.
+        true_stds: in pixels.
+        boxes: `x1, y1, x2, y2` of the objects. The side of an edge is the extent of the box across it.
 
     Returns:
         `spearman` of predicted and true std in pixels, `spearman_of_size` of the side and the true std;
-        `spearman_relative` of the two as shares of the side, `spearman_relative_of_size` of the inverse of the side
-        (an equal std for all edges) and the true share; `worst_edge` and `num_worst_edge`, see
-        `klbox_jax.evaluation.ranking.worst_edge_share`; `median_ratio`, of predicted to true std.
+        `spearman_relative` of predicted and true std as shares of the side, `spearman_relative_of_size` of the inverse
+        side (the share if all edges had one std) and the true share; `worst_edge` and `num_worst_edge`, see
+        `klbox_jax.evaluation.ranking.worst_edge_share`; `median_ratio` of predicted to true std.
     """
     sides = np.tile(np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0), 2)
     share, count = worst_edge_share(stds, true_stds)
@@ -112,8 +118,8 @@ def against_true_stds(
     }
 
 
-def _located(matches: Matches, rows: Int[ndarray, " n"]) -> dict:
-    """Scores of detections that have an object."""
+def _scores_with_object(matches: Matches, rows: Int[ndarray, " n"]) -> dict:
+    """Returns the scores of detections that have an object."""
     objects = matches.object_index[rows]
     off_box = matches.boxes[rows] - matches.objects.boxes[objects]
     off_label = matches.boxes[rows] - matches.objects.labels[objects]
@@ -138,7 +144,7 @@ def _located(matches: Matches, rows: Int[ndarray, " n"]) -> dict:
 
 
 def _edge_scores(errors: Float[ndarray, "*n"], stds: Float[ndarray, "*n"] | None) -> dict:
-    """Scores of edges, each for itself."""
+    """Returns the scores that are defined for single edges, over all edges given."""
     names = (
         "NLL",
         "entropy",
@@ -163,8 +169,8 @@ def _edge_scores(errors: Float[ndarray, "*n"], stds: Float[ndarray, "*n"] | None
     }
 
 
-def _unlocated(matches: Matches, rows: Int[ndarray, " n"]) -> dict:
-    """Scores of detections that found nothing."""
+def _scores_without_object(matches: Matches, rows: Int[ndarray, " n"]) -> dict:
+    """Returns the scores of detections without an object."""
     stds = _stds(matches, rows)
     if stds is None:
         return {"num": len(rows), **dict.fromkeys(("sharpness", "entropy", "spread"))}

@@ -1,13 +1,15 @@
-"""Average precision by the PASCAL VOC protocol, on the same ground truth and results as the COCO protocol.
+"""Average precision by the PASCAL VOC protocol, from the same ground truth and results as the COCO protocol.
 
-It agrees with the devkit's `VOCevaldet`: over all images of a class, detections are taken best first, each is held
-against the object of its image that it overlaps most, and it is right if that IoU reaches the threshold and
-nothing better claimed the object before. A detection whose object is difficult is not counted either way.
+Agrees with the devkit's `VOCevaldet`. The detections of a class are processed by descending score over all images.
+Each is compared with the object of its image that it overlaps most. It is a true positive if that IoU is at least the
+threshold and no better detection has taken the object. A detection whose object is difficult is not counted.
 
-The devkit adds 1 to every width, because its boxes name their last pixel. Boxes here have continuous edges: the
-VOC box `xmin, ymin, xmax, ymax` is `xmin - 1, ymin - 1, xmax, ymax`, whose width is the devkit's without adding
-anything. So the IoUs are the devkit's, for results written to it as `x1 + 1, y1 + 1, x2, y2`.
+The devkit adds 1 to every width, because its boxes include their last pixel. Boxes here have continuous edges: the VOC
+box `xmin, ymin, xmax, ymax` is `xmin - 1, ymin - 1, xmax, ymax`, whose width equals the devkit's without the addition.
+So the IoUs equal the devkit's for results written as `x1 + 1, y1 + 1, x2, y2`.
 """
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,28 +19,28 @@ from klbox_jax.evaluation.coco import category_names, check_results
 
 
 def evaluate_voc(ground_truth: dict, results: list[dict], *, iou_threshold: float = 0.5) -> dict:
-    """Average precision of boxes by the VOC protocol, in per cent.
+    """Computes average precision of boxes by the VOC protocol, in per cent.
 
-    The mean is over the classes that have an object which is not difficult; the others have None.
+    Means are over the classes with at least one object that is not difficult; the other classes are None.
 
     Args:
-        ground_truth: COCO dictionary. An annotation is ignored if its `difficult` is 1, or, without that field,
-            if its `iscrowd` is.
-        results: entries as `to_coco_results` makes them; all of them count. Ties in the order of the list.
-        iou_threshold: the least IoU of a right detection.
+        ground_truth: COCO dictionary. An annotation is ignored if its `difficult` is 1, or, without that field, if its
+            `iscrowd` is 1.
+        results: entries as made by `klbox_jax.evaluation.coco.to_coco_results`; all of them count, ties in the order
+            of the list.
+        iou_threshold: least IoU of a true positive.
 
     Returns:
-        `AP_11_points` (VOC 2007: mean of the best precision at or beyond recall 0, 0.1, ..., 1) and `AP_area`
-        (VOC 2010 and later: area under the curve of the best precision at or beyond each recall), and of each
-        the values by category name, `AP_11_points_by_class` and `AP_area_by_class`.
+        `AP_11_points` (VOC 2007: mean of the best precision at or above recall 0, 0.1, ..., 1) and `AP_area` (VOC 2010
+        and later: area under the curve of the best precision at or above each recall), and the same by category name
+        in `AP_11_points_by_class` and `AP_area_by_class`.
 
     Raises:
         ValueError: a result names an unknown image or category, or is not finite.
     """
     check_results(ground_truth, results)
-    names = category_names(ground_truth)
     by_rule = {"AP_11_points": {}, "AP_area": {}}
-    for category_id in sorted(names):
+    for category_id, name in category_names(ground_truth).items():
         objects = [entry for entry in ground_truth["annotations"] if entry["category_id"] == category_id]
         found = [entry for entry in results if entry["category_id"] == category_id]
         num_objects = sum(not _is_ignored(entry) for entry in objects)
@@ -46,7 +48,7 @@ def evaluate_voc(ground_truth: dict, results: list[dict], *, iou_threshold: floa
         recall, precision = _curve(outcomes, num_objects)
         for rule, average in (("AP_11_points", _eleven_points), ("AP_area", _area_under)):
             ap = 100.0 * average(recall, precision) if num_objects else None
-            by_rule[rule][names[category_id]] = ap
+            by_rule[rule][name] = ap
     metrics = {}
     for rule, by_class in by_rule.items():
         present = [ap for ap in by_class.values() if ap is not None]
@@ -64,8 +66,8 @@ def _corners(annotations: list[dict]) -> Float[ndarray, "n 4"]:
 
 
 def _outcomes(objects: list[dict], found: list[dict], iou_threshold: float) -> Bool[ndarray, " n"]:
-    """Whether each detection of a class that counts is right, best first."""
-    rows_of: dict[int, list[int]] = {}
+    """Returns True for each true and False for each false positive of a class, best scores first."""
+    rows_of: dict[Any, list[int]] = {}
     for row, entry in enumerate(objects):
         rows_of.setdefault(entry["image_id"], []).append(row)
     boxes = _corners(objects)
@@ -94,14 +96,14 @@ def _iou(box: Float[ndarray, "4"], others: Float[ndarray, "n 4"]) -> Float[ndarr
 def _curve(
     outcomes: Bool[ndarray, " n"], num_objects: int
 ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
-    """Recall, and the best precision at that recall or beyond, after each detection."""
+    """Returns recall after each detection, and the best precision at that recall or above."""
     hits = np.cumsum(outcomes)
     precision = hits / np.arange(1, len(hits) + 1)
     return hits / max(num_objects, 1), np.maximum.accumulate(precision[::-1])[::-1]
 
 
 def _eleven_points(recall: Float[ndarray, " n"], precision: Float[ndarray, " n"]) -> float:
-    # In whole tenths: 0.30000000000000004 would miss a recall of 3 / 10.
+    # Integers divided by 10: a level of 0.30000000000000004 would miss a recall of 3 / 10.
     first = np.searchsorted(recall, np.arange(11) / 10)
     return float(np.append(precision, 0.0)[first].mean())
 

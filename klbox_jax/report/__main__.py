@@ -1,4 +1,4 @@
-"""Command line: one web page about a run, or about two side by side, that needs no other file and no network.
+"""Command line that writes an HTML report of one run or of two runs to compare, as a single offline file.
 
 python -m klbox_jax.report --workdir=runs/kl
 python -m klbox_jax.report --workdir=runs/kl --workdir=runs/smooth_l1 --output=compared.html
@@ -13,7 +13,7 @@ from absl import app, flags, logging
 
 from klbox_jax.data.build import build_source
 from klbox_jax.report.page import make_page
-from klbox_jax.report.page_data import Run, as_compared, read_run
+from klbox_jax.report.page_data import Run, read_run, with_distinct_labels
 from klbox_jax.report.page_examples import find_examples
 
 
@@ -26,54 +26,56 @@ def write_report(
     settings: list[str] | None = None,
     data_root: str | None = None,
 ) -> None:
-    """Writes the page; without the data set it has no pictures, and says so there and on standard error.
+    """Writes the report; without the data set it has no pictures, which the page and standard error say.
 
     Raises:
-        ValueError: one sentence that says what is wrong with the folders or the choice, and what to do.
+        ValueError: a folder or a choice is wrong; the message is one sentence with the remedy.
     """
     if not 1 <= len(workdirs) <= 2:
-        raise ValueError(f"name one run, or two to compare, with --workdir; {len(workdirs)} are named")
+        raise ValueError(f"give one run, or two to compare, with --workdir; {len(workdirs)} are given")
     choices = zip(
         workdirs,
         _each("step", steps or [], len(workdirs)),
         _each("setting", settings or [], len(workdirs)),
         strict=True,
     )
-    runs = as_compared([read_run(path, step=step, setting=setting) for path, step, setting in choices])
+    runs = with_distinct_labels(
+        [read_run(path, step=step, setting=setting) for path, step, setting in choices]
+    )
     if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output.absolute().parent} is not a folder; make it, or choose another --output")
+        raise ValueError(f"{output.absolute().parent} is not a folder; create it, or choose another --output")
     examples, reason = None, ""
     try:
         source = find_source(runs[0], data_root=data_root)
         examples = find_examples(runs, source, num_images=num_images)
     except (ValueError, OSError) as error:
-        reason = f"{error} (if the data set lies elsewhere, name its folder with --data_root)"
+        reason = f"{error} (if the data set is in another folder, name it with --data_root)"
         print(f"the report has no pictures: {reason}", file=sys.stderr)
     page = make_page(runs, examples, missing=reason)
     output.write_text(page, encoding="utf-8")
 
 
 def find_source(run: Run, *, data_root: str | None = None) -> Any:
-    """Returns the data set that a run was evaluated on.
+    """Returns the data set on which a run was evaluated.
 
     Raises:
-        ValueError: it is not there, or not the same any more.
+        ValueError: it is missing, or has changed since.
     """
     config = ml_collections.ConfigDict(run.config["data"])
     if data_root is not None:
         config.root = data_root
-    # A checkpoint may have been evaluated on another split than the run's own; names end in the split.
+    # A checkpoint may have been evaluated on another split than the config's; names of data sets end with the split.
     source = build_source(config, run.metrics.get("data", config.eval_split).rpartition("/")[2])
     fingerprint = run.metrics.get("data_fingerprint")
     if fingerprint and fingerprint != source.fingerprint:
         raise ValueError(
-            f"{source.name} is not what {run.path} was evaluated on (its fingerprint differs); evaluate again"
+            f"{source.name} has changed since {run.path} was evaluated (its fingerprint differs); evaluate again"
         )
     return source
 
 
 def _each(name: str, values: list, count: int) -> list:
-    """One value for each run."""
+    """Returns one value for each run."""
     if len(values) > 1 and len(values) != count:
         raise ValueError(
             f"--{name} is given {len(values)} times for {count} runs; give it once, or once for each"
@@ -84,7 +86,7 @@ def _each(name: str, values: list, count: int) -> list:
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError("Too many command-line arguments.")
-    logging.set_verbosity(logging.ERROR)  # the data set's library tells more than one wants to know
+    logging.set_verbosity(logging.ERROR)  # the data set library logs more than a user needs
     output = pathlib.Path(_OUTPUT.value)
     try:
         write_report(
@@ -102,15 +104,13 @@ def _main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     _WORKDIRS = flags.DEFINE_multi_string(
-        "workdir", [], "Folder of a run; given twice, the two are compared."
+        "workdir", [], "Folder of a run; give it twice to compare two runs."
     )
     _OUTPUT = flags.DEFINE_string("output", "report.html", "File to write.")
-    _IMAGES = flags.DEFINE_integer("images", 500, "Images in the browser, at most.", lower_bound=1)
+    _IMAGES = flags.DEFINE_integer("images", 500, "Largest number of images in the browser.", lower_bound=1)
     _STEPS = flags.DEFINE_multi_integer("step", [], "Evaluated step: one for all runs, or one for each.")
     _SETTINGS = flags.DEFINE_multi_string(
         "setting", [], "Name of the post-processing: one for all runs, or one for each."
     )
-    _DATA_ROOT = flags.DEFINE_string(
-        "data_root", None, "Folder of the data set, where it is not the config's."
-    )
+    _DATA_ROOT = flags.DEFINE_string("data_root", None, "Folder of the data set, if it is not the config's.")
     app.run(_main)

@@ -1,4 +1,4 @@
-"""Line and dot charts as SVG text for a web page; colours and dashes are the page's, by class."""
+"""Line and dot charts as SVG text for a web page; the page's style sheet sets colours and dashes by class."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 10.0, 28.0, 40.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points that belong together.
+    """One line or set of dots of a chart.
 
     Attributes:
-        name: in the legend; "" for none.
-        xs, ys: the points; a y of None leaves a hole.
-        style: class `s0`, `s1`, ... of the colour and dash.
+        name: in the legend; "" for no entry.
+        xs, ys: the points; a y of None leaves a gap.
+        style: number of the class `s0`, `s1`, ... that sets colour and dash.
         form: "line", "marked" (line with dots) or "dots".
     """
 
@@ -27,9 +27,28 @@ class Series:
     form: str = "line"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Axes:
+    """Labels and scales of the axes of a chart.
+
+    Attributes:
+        x_label, y_label: printed next to the axes.
+        x_range, y_range: first and last value of each axis; fitted to the points by default.
+        log: both axes are logarithmic; points that are not above 0 are left out.
+        diagonal: draw the line y = x.
+    """
+
+    x_label: str = ""
+    y_label: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    log: bool = False
+    diagonal: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
-class _Axis:
-    """From a value to a place on the paper."""
+class _Scale:
+    """Maps a value to a position in the drawing."""
 
     low: float | int
     high: float | int
@@ -43,63 +62,60 @@ class _Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def chart(
-    series: Sequence[Series],
-    *,
-    title: str,
-    x_label: str = "",
-    y_label: str = "",
-    log: bool = False,
-    diagonal: bool = False,
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-) -> str:
-    """An SVG element of the points, with axes, a legend if there are names, and a title.
+def chart(series: Sequence[Series], *, title: str, axes: Axes | None = None) -> str:
+    """Returns a chart as an SVG element, followed by a legend if series have names.
 
     Args:
-        series: at least one point in all.
-        title: printed above, and read out.
-        x_label, y_label: what the axes mean.
-        log: both axes are logarithmic; points that are not above 0 are left out.
-        diagonal: a line marks where both are equal.
-        x_range, y_range: what the axes span; the points by default.
+        series: with at least one point in total.
+        title: printed above the chart, and its accessible name.
+        axes: labels and scales.
 
     Raises:
-        ValueError: no points.
+        ValueError: there are no points.
     """
-    points = [_points(one, log=log) for one in series]
+    axes = axes or Axes()
+    points = [_points(one, log=axes.log) for one in series]
     xs = [x for places in points for x, y in places if y is not None]
     ys = [y for places in points for x, y in places if y is not None]
     if not xs:
-        raise ValueError(f"{title}: nothing to draw")
-    x_low, x_high = x_range or _spread(min(xs), max(xs), log=log)
-    y_low, y_high = y_range or _spread(min(ys), max(ys), log=log)
-    across = _Axis(x_low, x_high, _LEFT, _WIDTH - _RIGHT, log)
-    up = _Axis(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, log)
+        raise ValueError(f"chart {title!r} has no points")
+    x_low, x_high = axes.x_range or _padded_range(min(xs), max(xs), log=axes.log)
+    y_low, y_high = axes.y_range or _padded_range(min(ys), max(ys), log=axes.log)
+    x_scale = _Scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT, axes.log)
+    y_scale = _Scale(y_low, y_high, _HEIGHT - _BOTTOM, _TOP, axes.log)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>',
+        *_grid(axes, x_scale, y_scale),
     ]
-    for value in _ticks(x_low, x_high, log=log):
-        x = across(value)
-        parts.append(f'<text class="tick middle" x="{x}" y="{_HEIGHT - _BOTTOM + 15}">{_shown(value)}</text>')
-        parts.append(f'<path class="grid" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
-    for value in _ticks(y_low, y_high, log=log):
-        y = up(value)
-        parts.append(f'<text class="tick end" x="{_LEFT - 5}" y="{y + 4:.1f}">{_shown(value)}</text>')
-        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
-    middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts.append(f'<text class="tick middle" x="{middle_x}" y="{_HEIGHT - 6}">{escape(x_label)}</text>')
-    parts.append(
-        f'<text class="tick middle" transform="translate(12 {middle_y}) rotate(-90)">{escape(y_label)}</text>'
-    )
     low, high = max(x_low, y_low), min(x_high, y_high)
-    if diagonal and low < high:
-        parts.append(f'<path class="diagonal" d="M{across(low)} {up(low)}L{across(high)} {up(high)}"/>')
+    if axes.diagonal and low < high:
+        path = f"M{x_scale(low)} {y_scale(low)}L{x_scale(high)} {y_scale(high)}"
+        parts.append(f'<path class="diagonal" d="{path}"/>')
     for one, values in zip(series, points, strict=True):
-        places = [(across(x), None if y is None else up(y)) for x, y in values]
-        parts += _drawn(one, places, values)
+        places = [(x_scale(x), None if y is None else y_scale(y)) for x, y in values]
+        parts += _series_elements(one, places, values)
     return "".join([*parts, "</svg>"]) + _legend(series)
+
+
+def _grid(axes: Axes, x_scale: _Scale, y_scale: _Scale) -> list[str]:
+    """Returns the ticks, the grid lines and the labels of the axes."""
+    parts = []
+    for value in _ticks(x_scale.low, x_scale.high, log=axes.log):
+        x = x_scale(value)
+        parts.append(
+            f'<text class="tick middle" x="{x}" y="{_HEIGHT - _BOTTOM + 15}">{_format(value)}</text>'
+        )
+        parts.append(f'<path class="grid" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
+    for value in _ticks(y_scale.low, y_scale.high, log=axes.log):
+        y = y_scale(value)
+        parts.append(f'<text class="tick end" x="{_LEFT - 5}" y="{y + 4:.1f}">{_format(value)}</text>')
+        parts.append(f'<path class="grid" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>')
+    x, y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
+    parts.append(f'<text class="tick middle" x="{x}" y="{_HEIGHT - 6}">{escape(axes.x_label)}</text>')
+    rotated = f'transform="translate(12 {y}) rotate(-90)"'
+    parts.append(f'<text class="tick middle" {rotated}>{escape(axes.y_label)}</text>')
+    return parts
 
 
 def _points(one: Series, *, log: bool) -> list[tuple[float | int, float | int | None]]:
@@ -107,7 +123,7 @@ def _points(one: Series, *, log: bool) -> list[tuple[float | int, float | int | 
     return [(x, y) for x, y in points if not log or (x > 0 and y is not None and y > 0)]
 
 
-def _drawn(one: Series, places: list, values: list) -> list[str]:
+def _series_elements(one: Series, places: list, values: list) -> list[str]:
     parts = []
     if one.form != "dots":
         path, pen = [], "M"
@@ -121,7 +137,7 @@ def _drawn(one: Series, places: list, values: list) -> list[str]:
     if one.form == "marked":
         parts += [
             f'<circle class="mark s{one.style}" cx="{x}" cy="{y}" r="3"><title>'
-            f"{escape(one.name)} {_shown(value[0])}: {_shown(value[1])}</title></circle>"
+            f"{escape(one.name)} {_format(value[0])}: {_format(value[1])}</title></circle>"
             for (x, y), value in zip(places, values, strict=True)
             if y is not None
         ]
@@ -146,16 +162,16 @@ def _sample(one: Series) -> str:
     return f'<path class="line s{one.style}" d="M1 5H25"/>'
 
 
-def _spread(low: float | int, high: float | int, *, log: bool) -> tuple[float | int, float | int]:
-    """The range of the points with a little air around them."""
+def _padded_range(low: float | int, high: float | int, *, log: bool) -> tuple[float | int, float | int]:
+    """Returns the range of the points with some space around them."""
     if log:
-        air = max((high / low) ** 0.04, 1.05)
-        return low / air, high * air
+        space = max((high / low) ** 0.04, 1.05)
+        return low / space, high * space
     if low == high:
         return low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
-    air = 0.04 * (high - low)
-    # What begins near zero begins at zero.
-    return (0.0 if 0 <= low < 0.3 * high else low - air), high + air
+    space = 0.04 * (high - low)
+    # A range that begins near 0 is extended to 0.
+    return (0.0 if 0 <= low < 0.3 * high else low - space), high + space
 
 
 def _ticks(low: float | int, high: float | int, *, log: bool) -> list[float]:
@@ -168,7 +184,7 @@ def _ticks(low: float | int, high: float | int, *, log: bool) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _shown(value: float | int) -> str:
+def _format(value: float | int) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.4g}"

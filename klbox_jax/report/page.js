@@ -1,6 +1,6 @@
 // Fills the galleries and the image browser of a report from the page's two JSON blocks, and filters its config.
-// A row of a detection is [x1, y1, x2, y2, score, class, kind, iou, s1, s2, s3, s4], the last four only where there
-// are sigmas; of a true box [x1, y1, x2, y2, class, is_crowd]. All text goes in as text, never as HTML.
+// A row of a detection is [x1, y1, x2, y2, score, class, kind, iou, s1, s2, s3, s4], without the last four if the run
+// has no sigmas; a row of a true box is [x1, y1, x2, y2, class, is_crowd]. All text is inserted as text, never as HTML.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -39,7 +39,7 @@ function sigmaOf(row, unit) {
 
 const rectangle = (x1, y1, x2, y2) => `M${x1} ${y1}H${x2}V${y2}H${x1}Z`;
 
-// A frame of so many sigmas on both sides of every edge: the grown box less the shrunk one.
+// A frame of a number of sigmas on both sides of every edge: the grown box minus the shrunk one.
 function band(row, sigmas) {
   const [x1, y1, x2, y2] = row;
   const [a, b, c, d] = row.slice(SIGMA).map((sigma) => sigma * sigmas);
@@ -48,11 +48,11 @@ function band(row, sigmas) {
   return hasInside ? outer + rectangle(x1 + a, y1 + b, x2 - c, y2 - d) : outer;
 }
 
-// Class and score of a box as text at its corner, at the first place that no tag of a better box has taken.
+// Class and score of a box as text at its corner, at the first place that no label of a better box has taken.
 function tagOf(row, [x, y, width, height], data, taken) {
   const size = Math.max(width, height) / 28;
   const text = `${data.classes[row[CLASS]]} ${row[SCORE].toFixed(2)}`;
-  const length = 0.55 * size * text.length; // near enough, and known without asking for a layout
+  const length = 0.55 * size * text.length; // accurate enough, and known without a layout pass
   const left = Math.max(x, Math.min(row[0], x + width - length));
   const isFree = (top) => taken.every((tag) =>
     Math.abs(Number(tag.dataset.top) - top) > size || left > Number(tag.dataset.end) || left + length < Number(tag.dataset.left));
@@ -68,7 +68,7 @@ function tagOf(row, [x, y, width, height], data, taken) {
 function drawPicture(uri, window, rows, objects, data, label, { tags }) {
   const [x, y, width, height] = window, viewBox = window.join(" ");
   const outer = svgElement("svg", { viewBox, role: "img", "aria-label": label, class: "picture" });
-  // The inner one cuts off what lies outside the picture.
+  // The inner one clips everything outside the picture.
   const picture = svgElement("svg", { viewBox, x, y, width, height });
   outer.append(picture);
   picture.append(svgElement("image", { href: uri, x, y, width, height, preserveAspectRatio: "none" }));
@@ -77,7 +77,7 @@ function drawPicture(uri, window, rows, objects, data, label, { tags }) {
     const title = svgElement("title", {}, `true ${data.classes[object[4]]}${object[5] ? ", crowd" : ""}`);
     picture.append(svgElement("path", { d: path, class: "casing" }), svgElement("path", { d: path, class: "truth" }, title));
   }
-  // Best scores lie on top.
+  // Best scores are drawn on top.
   for (const row of [...rows].reverse()) {
     const group = svgElement("g", { class: `kind${row[KIND]}` });
     const sigma = sigmaOf(row, "px");
@@ -106,7 +106,7 @@ function fillGalleries(data, pictures) {
       const picture = drawPicture(pictures.crops[item.crop], item.window, [row], item.objects, data, caption + sigma, { tags: false });
       const text = element("span", {}, caption + sigma);
       const where = `image ${item.id}`;
-      // Only some images are in the browser; the others have a crop and no more.
+      // Images that are not in the browser only have a crop.
       const link = item.image === null ? where : element("a", { href: `#image=${item.image}` }, where);
       list.append(element("li", {}, picture, text, " ", link));
     }
@@ -124,7 +124,7 @@ function startBrowser(data, pictures) {
     byId("kinds").append(element("li", {}, swatch, name));
   }
 
-  // The scale of the sigma filter; at its end nothing is left out.
+  // The scale of the sigma filter; its largest value filters nothing.
   function scaleSigma() {
     if (!sigma) return;
     const limit = data.sigma_limits[unit.value];
@@ -142,7 +142,7 @@ function startBrowser(data, pictures) {
     return spread === null || spread <= Number(sigma.value);
   }
 
-  // What a filter leaves of all images of a run.
+  // Counts the boxes of a run that pass the filters, over all images.
   function countAll(run) {
     const sums = { shown: 0, boxes: 0, right: 0, counted: 0, objects: 0 };
     for (const entry of data.images) {
@@ -236,7 +236,7 @@ function startBrowser(data, pictures) {
   byId("next").addEventListener("click", () => step(1));
   document.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    // Inputs, and regions that scroll, have their own use for the arrows.
+    // Inputs and scrolling regions use the arrow keys themselves.
     const isTaken = event.target.closest("input, select, textarea, .wide") !== null;
     if (!by || isTaken || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
@@ -269,5 +269,5 @@ if (byId("data") !== null) {
   fillGalleries(data, pictures);
   startBrowser(data, pictures);
 }
-// How long the page took to be ready, in milliseconds, for whoever measures it.
+// Time until the page was ready, in milliseconds, for measurements.
 document.documentElement.dataset.readyMs = Math.round(performance.now());

@@ -1,7 +1,7 @@
-"""The web page of a report: one file with its style, its script and its pictures, that loads nothing.
+"""HTML page of a report: one file with its style, script and pictures, which loads nothing from elsewhere.
 
 Numbers, charts and tables are in the text; `page.js` fills the galleries and the image browser from JSON. A
-content security policy forbids everything but the style, the script and the pictures of the page itself.
+content security policy forbids everything except the style, the script and the pictures of the page itself.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from klbox_jax.evaluation.calibration_error import LEVELS
-from klbox_jax.report.charts import Series, chart
+from klbox_jax.report.charts import Axes, Series, chart
 from klbox_jax.report.page_data import Run, curves
 from klbox_jax.report.page_examples import GALLERIES, Examples
 from klbox_jax.report.page_tables import config_table, facts_table, number_at, number_tables
@@ -26,15 +26,18 @@ from klbox_jax.report.plots import IOU_THRESHOLDS
 _LOSSES = ("train/total_loss", "train/loss")
 _NUM_BINS = 10
 _NUM_DOTS = 1200
+_RELIABILITY_AXES = Axes(
+    x_label="quantile", y_label="share of labels below", x_range=(0.0, 1.0), y_range=(0.0, 1.0), diagonal=True
+)
 
 
 def make_page(runs: Sequence[Run], examples: Examples | None, *, missing: str = "") -> str:
     """Returns the HTML text of the report.
 
     Args:
-        runs: one, or two that are compared.
+        runs: one run, or two to compare.
         examples: their detections and pictures, or None.
-        missing: why there are no examples.
+        missing: reason why there are no examples.
     """
     style, script = _asset("page.css"), _asset("page.js")
     policy = (
@@ -79,7 +82,7 @@ def _hash(text: str) -> str:
 
 
 def _json_block(name: str, value: Any) -> str:
-    """A script element that only holds data; no text in it can end it."""
+    """Returns a script element that only holds data; no text inside can close it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -98,7 +101,7 @@ def _training(runs: Sequence[Run]) -> str:
             for i, (run, one) in enumerate(zip(runs, found, strict=True))
             if key in one
         ]
-        return f"<div>{chart(series, title=key, x_label='step')}</div>"
+        return f"<div>{chart(series, title=key, axes=Axes(x_label='step'))}</div>"
 
     first = [key for key in keys if "loss" in key or key.startswith("evaluation/")]
     others = "".join(draw(key) for key in keys if key not in first)
@@ -115,7 +118,8 @@ def _evaluation(runs: Sequence[Run], examples: Examples | None) -> str:
         if aps and any(ap is not None for ap in aps)
     ]
     if series:
-        parts.append(chart(series, title="AP over IoU", x_label="IoU threshold", y_label="AP (%)"))
+        axes = Axes(x_label="IoU threshold", y_label="AP (%)")
+        parts.append(chart(series, title="AP over IoU", axes=axes))
     for i, run in enumerate(runs):
         by_edge = number_at(run.metrics, "uncertainty.calibration.curve")
         if by_edge is None:
@@ -125,11 +129,7 @@ def _evaluation(runs: Sequence[Run], examples: Examples | None) -> str:
             Series(name=edge, xs=LEVELS.tolist(), ys=by_edge[edge], style=j, form="marked")
             for j, edge in enumerate(by_edge)
         ]
-        title = f"Reliability of {run.label}"
-        labels = {"x_label": "quantile", "y_label": "share of labels below"}
-        parts.append(
-            chart(edges, title=title, diagonal=True, x_range=(0.0, 1.0), y_range=(0.0, 1.0), **labels)
-        )
+        parts.append(chart(edges, title=f"Reliability of {run.label}", axes=_RELIABILITY_AXES))
         pairs = examples.sigma_and_error[i] if examples is not None else None
         if pairs is not None and pairs.shape[1]:
             parts.append(_sigma_chart(pairs, run.label))
@@ -137,12 +137,12 @@ def _evaluation(runs: Sequence[Run], examples: Examples | None) -> str:
 
 
 def _sigma_chart(pairs: Float[ndarray, "2 m"], label: str) -> str:
-    """Dots of some edges, and the RMS error of bins of equal count along sigma."""
+    """Returns a chart of some edges as dots, and the RMS error of bins of equal count along sigma."""
     pairs = pairs[:, np.argsort(pairs[0], kind="stable")]
     dots = pairs[:, :: max(1, pairs.shape[1] // _NUM_DOTS)]
     bins = np.array_split(pairs, min(_NUM_BINS, pairs.shape[1]), axis=1)
     sigma, error = np.sqrt([(part**2).mean(axis=1) for part in bins]).T
-    floor = 0.05  # px; below it an error tells nothing, and the scale is logarithmic
+    floor = 0.05  # pixels; smaller errors are drawn here, because the scale is logarithmic
     return chart(
         [
             Series(
@@ -155,15 +155,12 @@ def _sigma_chart(pairs: Float[ndarray, "2 m"], label: str) -> str:
             Series(name="RMS of a tenth", xs=sigma.tolist(), ys=error.tolist(), style=0, form="marked"),
         ],
         title=f"Error over sigma, {label}",
-        x_label="sigma (px)",
-        y_label="error (px)",
-        log=True,
-        diagonal=True,
+        axes=Axes(x_label="sigma (px)", y_label="error (px)", log=True, diagonal=True),
     )
 
 
 def _browsing(runs: Sequence[Run], examples: Examples | None, missing: str) -> dict[str, tuple[str, str]]:
-    """The sections that the script fills."""
+    """Returns the sections that the script fills: galleries and image browser."""
     if examples is None:
         note = f"There are no pictures, and nothing else that needs the data set: {escape(missing)}"
         return {"browser": ("Images", f'<p class="note" id="no-pictures">{note}</p>')}
@@ -204,7 +201,7 @@ def _browsing(runs: Sequence[Run], examples: Examples | None, missing: str) -> d
 <label class="check"><input type="checkbox" id="objects" checked> true boxes (dashed)</label></form>
 <p>The left and right arrow keys step through the images. The bands are one and two sigma of each edge.</p>
 <ul class="legend" id="kinds"></ul><div class="panels">{panels}</div>"""
-    hint = "<p>Dashed is the object that a detection belongs to, or all objects where it belongs to none.</p>"
+    hint = "<p>Dashed lines show the object matched with the detection, or all objects of the image if it has none.</p>"
     return {"galleries": ("Galleries", hint + galleries), "browser": ("Images", browser)}
 
 

@@ -1,4 +1,4 @@
-"""What a report shows of a run, read from its folder: config, versions, training numbers and one evaluation."""
+"""Data of a run for a report, read from its folder: config, versions, training metrics and one evaluation."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 from klbox_jax.files import read_json
 
-# Beside losses and the like of training, these of the evaluation are curves where it was done more than once.
+# Metrics of the evaluation that are shown as curves if there are several evaluations.
 EVALUATION_CURVES = ("AP", "AP50", "AP75", "AP80", "AP90", "NLL", "coverage_1sigma")
 _MAX_POINTS = 300
 
@@ -21,15 +21,15 @@ class Run:
     """One evaluation of one run.
 
     Attributes:
-        path: the run's folder.
-        label: what the report calls the run.
-        step: which checkpoint was evaluated.
-        setting: the name of the post-processing; "" for that of the config.
-        config: as in config.json.
+        path: folder of the run.
+        label: name of the run in the report.
+        step: of the evaluated checkpoint.
+        setting: name of the post-processing; "" for that of the config.
+        config: content of config.json.
         versions: package -> version, and the devices.
-        metrics: as in metrics.json.
-        records: the lines of metrics.jsonl.
-        detections: COCO results with `bbox_std`, if the run has stds.
+        metrics: content of metrics.json.
+        records: lines of metrics.jsonl.
+        detections: COCO results, with `bbox_std` if the run has stds.
     """
 
     path: pathlib.Path
@@ -48,11 +48,11 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
 
     Args:
         workdir: the folder.
-        step: which evaluation; the last by default.
-        setting: which post-processing of that step; by default that of the config, or the only one.
+        step: of the evaluation; the last one by default.
+        setting: name of the post-processing of that step; by default that of the config, or the only one.
 
     Raises:
-        ValueError: one sentence that says what is missing, and what to do.
+        ValueError: something is missing; the message is one sentence with the remedy.
     """
     path = pathlib.Path(workdir).absolute()
     if not path.is_dir():
@@ -60,10 +60,10 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
     if not (path / "config.json").exists():
         inside = ", ".join(sorted(p.parent.name for p in path.glob("*/config.json")))
         remedy = f"name one of the runs in it: {inside}" if inside else "name the folder of a run"
-        raise ValueError(f"{workdir} has no config.json and so is not a run; {remedy}")
+        raise ValueError(f"{workdir} is not a run, because it has no config.json; {remedy}")
     if not (path / "metrics.jsonl").exists():
         raise ValueError(
-            f"{workdir} has no metrics.jsonl, the numbers of the training; bring it back, or name another run"
+            f"{workdir} has no metrics.jsonl, the metrics of the training; restore it, or name another run"
         )
     config = read_json(path / "config.json")
     step, evaluations = _choose_step(workdir, _evaluations(path), step)
@@ -86,11 +86,11 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
     )
 
 
-def as_compared(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs with labels that tell them apart.
+def with_distinct_labels(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs with distinct labels.
 
     Raises:
-        ValueError: they were evaluated on different data, or two are one and the same.
+        ValueError: they were evaluated on different data, or two are the same evaluation.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -112,10 +112,10 @@ def as_compared(runs: Sequence[Run]) -> list[Run]:
 
 
 def curves(run: Run) -> dict[str, tuple[list[int | float], list[float]]]:
-    """Steps and values of every number of the training, and of the evaluations where there are several.
+    """Returns steps and values of every metric of the training, and of the evaluation if there are several.
 
-    Of several records of one step the last counts; numbers that were not finite are left out; a long curve
-    is thinned to means over equal stretches.
+    If a step has several records, the last one counts. Numbers that were not finite are left out. A long curve is
+    reduced to means over equal intervals.
     """
     prefix = f"val/{run.setting}/" if run.setting else "val/"
     names = {prefix + key: f"evaluation/{key}" for key in EVALUATION_CURVES}
@@ -129,7 +129,7 @@ def curves(run: Run) -> dict[str, tuple[list[int | float], list[float]]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted name -> JSON text of every leaf of a nested dictionary."""
+    """Returns dotted name -> JSON text for every leaf of a nested dictionary."""
     leaves = {}
     for key, value in config.items():
         name = f"{prefix}.{key}" if prefix else key
@@ -149,7 +149,7 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int | 
 
 
 def _evaluations(path: pathlib.Path) -> dict[int, dict[str, pathlib.Path]]:
-    """The folder of every finished evaluation, by step and setting."""
+    """Returns the folder of every finished evaluation, by step and setting."""
     found: dict[int, dict[str, pathlib.Path]] = {}
     for metrics in sorted((*path.glob("eval/*/metrics.json"), *path.glob("eval/*/*/metrics.json"))):
         parts = metrics.parent.relative_to(path / "eval").parts
@@ -191,7 +191,8 @@ def _choose_setting(
         return setting
     if len(found) == 1:
         return next(iter(found))
-    # Results without a name are those of the config; so may be others, where an experiment named them all.
+    # Results without a name are those of the config. An experiment that named all settings has the config's under one
+    # of the names.
     for name in sorted(found):
         if name == "" or read_json(found[name] / "metrics.json").get("postprocess") == own:
             return name
@@ -204,7 +205,7 @@ def _data(run: Run) -> str:
 
 
 def _read_records(path: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl, without those that were cut short."""
+    """Returns the records of metrics.jsonl, without incomplete lines."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,8 +1,8 @@
-"""What a report shows of single detections: the objects they found, pictures, and galleries of the notable ones.
+"""Single detections of a report: matches with objects, pictures, and galleries of the best and worst ones.
 
-Rows are lists, short in JSON: of a detection `[x1, y1, x2, y2, score, class, kind, iou]` and, where the run has
-stds, those of its four edges; of an object `[x1, y1, x2, y2, class, is_crowd]`. Classes are dense indices, kinds
-those of `klbox_jax.evaluation.matching`, lengths pixels of the file.
+Rows are lists, which are short in JSON. A detection is `[x1, y1, x2, y2, score, class, kind, iou]`, followed by the
+stds of its four edges if the run has stds; an object is `[x1, y1, x2, y2, class, is_crowd]`. Classes are dense indices,
+kinds those of `klbox_jax.evaluation.matching`, lengths in pixels of the file.
 """
 
 import base64
@@ -41,14 +41,14 @@ _MIN_WINDOW = 48.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
-    """What a page shows of single detections, as JSON can hold it.
+    """Detections and pictures of a page, ready for JSON.
 
     Attributes:
-        content: `classes`, `kinds`, `runs` (each `label` and `stds`, whether it has any), `images` and `galleries`
-            of rows, and `sigma_limits`: the end of the scale of a filter by sigma, in pixels and relative.
+        content: `classes`, `kinds`, `runs` (each with `label` and `stds`, True if it has stds), `images` and
+            `galleries` of rows, and `sigma_limits`, the largest values of the filter by sigma in pixels and relative.
         pictures: data URIs of the `images` and of the galleries' `crops`.
-        sigma_and_error: of each run, std and absolute error against the label of every edge of the true
-            positives; None without stds.
+        sigma_and_error: of each run, std and absolute error relative to the label, of every edge of the true positives;
+            None without stds.
     """
 
     content: dict
@@ -57,90 +57,105 @@ class Examples:
 
 
 def relative_sigma(boxes: Float[ndarray, "n 4"], stds: Float[ndarray, "n 4"]) -> Float[ndarray, " n"]:
-    """Mean over the edges of the std as a share of the side across the edge, which counts as 1 px at least."""
+    """Returns the mean over the edges of std / side, where side is the extent across the edge, at least 1 pixel."""
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
     return (stds / np.concatenate([sides, sides], axis=1)).mean(axis=1)
 
 
-def find_examples(runs: Sequence[Run], source: Any, *, num_images: int) -> Examples:
-    """Matches the detections of the runs with the objects of their data set, and picks what to show.
+@dataclasses.dataclass(frozen=True)
+class _MatchedRun:
+    """Detections of a run, matched with the objects of the data set.
 
-    The image browser has `num_images` images, evenly spread over the set if it has more; galleries are of all.
+    Attributes:
+        run: with detections.
+        match: of its detections.
+        rows: by image id, rank and row of each detection, best scores first.
+    """
+
+    run: Run
+    match: Matches
+    rows: dict[int, list[tuple[int, list]]]
+
+
+def find_examples(runs: Sequence[Run], source: Any, *, num_images: int) -> Examples:
+    """Matches the detections of the runs with the objects of their data set, and selects what the page shows.
 
     Args:
         runs: runs of one data set.
         source: the data set, a `klbox_jax.data.source.Source`.
-        num_images: images in the browser, at most.
+        num_images: largest number of images in the browser. Of a larger data set, evenly spaced images are shown;
+            galleries use all images.
 
     Raises:
-        ValueError: detections do not fit the data set, or an image cannot be read.
+        ValueError: the detections do not belong to the data set, or an image cannot be read.
     """
     truth = source.coco_ground_truth()
-    matches = [_match(run, truth) for run in runs]
     count = len(source.records)
     chosen = np.unique(np.linspace(0, count - 1, min(num_images, count)).round().astype(int)).tolist()
-    position = {record.image_id: i for i, record in enumerate(source.records)}
-    place = {index: i for i, index in enumerate(chosen)}
     class_index = {category: i for i, category in enumerate(source.category_ids)}
     objects = _object_rows(truth, class_index)
-    found = [_detection_rows(run, match, class_index) for run, match in zip(runs, matches, strict=True)]
+    matched = [_match(run, truth, class_index) for run in runs]
+    galleries, crops = _galleries(matched, source, objects, chosen)
+    content = {
+        "classes": list(source.class_names),
+        "kinds": list(KINDS),
+        "runs": [{"label": one.run.label, "stds": one.match.stds is not None} for one in matched],
+        "images": [_image(source.records[index], objects, matched) for index in chosen],
+        "galleries": galleries,
+        "sigma_limits": _sigma_limits([one.match for one in matched]),
+    }
+    return Examples(
+        content=content,
+        pictures=_pictures(source, chosen, crops),
+        sigma_and_error=[_sigma_and_error(one.match) for one in matched],
+    )
 
-    images = []
-    for index in chosen:
-        record = source.records[index]
-        images.append(
-            {
-                "id": record.image_id,
-                "name": os.path.basename(record.file_name),
-                "size": [record.width, record.height],
-                "objects": objects.get(record.image_id, []),
-                "found": [[row for _, row in rows.get(record.image_id, [])] for rows in found],
-            }
-        )
+
+def _image(record: Any, objects: dict[int, list[list]], matched: Sequence[_MatchedRun]) -> dict:
+    """Returns the entry of one image in the browser."""
+    return {
+        "id": record.image_id,
+        "name": os.path.basename(record.file_name),
+        "size": [record.width, record.height],
+        "objects": objects.get(record.image_id, []),
+        "found": [[row for _, row in one.rows.get(record.image_id, [])] for one in matched],
+    }
+
+
+def _galleries(
+    matched: Sequence[_MatchedRun], source: Any, objects: dict[int, list[list]], chosen: list[int]
+) -> tuple[list[dict], list[tuple[int, list[int]]]]:
+    """Returns the galleries of all runs, and index and window of each crop they show."""
+    index_of_id = {record.image_id: i for i, record in enumerate(source.records)}
+    place_in_browser = {index: i for i, index in enumerate(chosen)}
     galleries, crops = [], []
-    for number, (run, match, rows) in enumerate(zip(runs, matches, found, strict=True)):
-        by_rank = {rank: row for entries in rows.values() for rank, row in entries}
+    for number, one in enumerate(matched):
+        row_of_rank = {rank: row for entries in one.rows.values() for rank, row in entries}
         for key in GALLERIES:
             items = []
-            for rank in _notable(match, key).tolist():
-                result = run.detections[match.result_index[rank]]
-                index = position[result["image_id"]]
+            for rank in _gallery_ranks(one.match, key).tolist():
+                index = index_of_id[one.run.detections[one.match.result_index[rank]]["image_id"]]
                 record = source.records[index]
-                window = _window(match, rank, width=record.width, height=record.height)
+                window = _window(one.match, rank, width=record.width, height=record.height)
                 items.append(
                     {
-                        "row": by_rank[rank],
+                        "row": row_of_rank[rank],
                         "window": window,
-                        "objects": _near(match, rank, objects.get(record.image_id, [])),
-                        "image": place.get(index),
+                        "objects": _own_objects(one.match, rank, objects.get(record.image_id, [])),
+                        "image": place_in_browser.get(index),
                         "id": record.image_id,
                         "crop": len(crops),
                     }
                 )
                 crops.append((index, window))
             galleries.append({"run": number, "key": key, "items": items})
-
-    content = {
-        "classes": list(source.class_names),
-        "kinds": list(KINDS),
-        "runs": [
-            {"label": run.label, "stds": match.stds is not None}
-            for run, match in zip(runs, matches, strict=True)
-        ],
-        "images": images,
-        "galleries": galleries,
-        "sigma_limits": _sigma_limits(matches),
-    }
-    return Examples(
-        content=content,
-        pictures=_pictures(source, chosen, crops),
-        sigma_and_error=[_sigma_and_error(match) for match in matches],
-    )
+    return galleries, crops
 
 
-def _match(run: Run, truth: dict) -> Matches:
+def _match(run: Run, truth: dict, class_index: dict[int, int]) -> _MatchedRun:
     threshold = (run.metrics.get("uncertainty") or {}).get("iou_threshold") or 0.5
-    return match_detections(truth, run.detections, iou_threshold=threshold)
+    match = match_detections(truth, run.detections, iou_threshold=threshold)
+    return _MatchedRun(run, match, _detection_rows(run, match, class_index))
 
 
 def _sigma_and_error(match: Matches) -> Float[ndarray, "2 m"] | None:
@@ -151,8 +166,8 @@ def _sigma_and_error(match: Matches) -> Float[ndarray, "2 m"] | None:
     return np.stack([match.stds[rows].ravel(), errors.ravel()])
 
 
-def _notable(match: Matches, key: str) -> Int[ndarray, " n"]:
-    """Ranks of the detections of a gallery."""
+def _gallery_ranks(match: Matches, key: str) -> Int[ndarray, " n"]:
+    """Returns the ranks of the detections of a gallery."""
     if key == "best":
         rows = np.flatnonzero(match.kind == TRUE_POSITIVE)
         order = -match.iou[rows]
@@ -168,7 +183,7 @@ def _notable(match: Matches, key: str) -> Int[ndarray, " n"]:
 
 
 def _window(match: Matches, rank: int, *, width: int, height: int) -> list[int]:
-    """`x, y, width, height` of what a gallery shows: the box, its object and two stds, with a margin."""
+    """Returns `x, y, width, height` of a crop with the box, its object and two stds, with a margin."""
     corners = [match.boxes[rank]]
     if match.object_index[rank] >= 0:
         corners.append(match.objects.boxes[match.object_index[rank]])
@@ -185,8 +200,8 @@ def _window(match: Matches, rank: int, *, width: int, height: int) -> list[int]:
     return [x, y, right - x, bottom - y]
 
 
-def _near(match: Matches, rank: int, objects: list[list]) -> list[list]:
-    """The object that a detection belongs to; all of the image where it belongs to none."""
+def _own_objects(match: Matches, rank: int, objects: list[list]) -> list[list]:
+    """Returns the object that a detection is matched with; all objects of the image if there is none."""
     if match.object_index[rank] < 0:
         return objects
     corners = match.objects.boxes[match.object_index[rank]].round(1).tolist()
@@ -206,7 +221,7 @@ def _object_rows(truth: dict, class_index: dict[int, int]) -> dict[int, list[lis
 def _detection_rows(
     run: Run, match: Matches, class_index: dict[int, int]
 ) -> dict[int, list[tuple[int, list]]]:
-    """Rank and row of every detection, best scores first, by image."""
+    """Returns rank and row of every detection by image id, best scores first."""
     columns = [
         *match.boxes.round(1).T.tolist(),
         match.scores.round(4).tolist(),
@@ -223,7 +238,7 @@ def _detection_rows(
 
 
 def _sigma_limits(matches: Sequence[Matches]) -> dict[str, float] | None:
-    """Where nearly all sigmas lie below; the few that are far out would leave a slider no room."""
+    """Returns limits above nearly all sigmas; a few outliers would make the slider too coarse."""
     with_stds = [match for match in matches if match.stds is not None and len(match.stds)]
     if not with_stds:
         return None
@@ -236,7 +251,7 @@ def _sigma_limits(matches: Sequence[Matches]) -> dict[str, float] | None:
 
 
 def _pictures(source: Any, chosen: list[int], crops: list[tuple[int, list[int]]]) -> dict[str, list[str]]:
-    """Data URIs of the chosen images and of the crops; every image is read once."""
+    """Returns data URIs of the chosen images and of the crops; reads every image once."""
     wanted: dict[int, list[int]] = {index: [] for index in chosen}
     for number, (index, _) in enumerate(crops):
         wanted.setdefault(index, []).append(number)

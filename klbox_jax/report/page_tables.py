@@ -1,4 +1,4 @@
-"""The tables of a report's page as HTML: what a run is, its numbers, and its config."""
+"""Tables of the report page as HTML: facts about the runs, their metrics and their configs."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from klbox_jax.report.page_data import Run, flat
 
 _NONE = "-"
-# Of each table: key of metrics.json, dotted, what it is called, its format and the factor on it.
+# Rows of each table: dotted key in metrics.json, name, format, and factor.
 _METRICS = {
     "Accuracy": (
         ("AP", "AP", ".1f", 1),
@@ -44,7 +44,7 @@ _OPTIONAL = {"mask_AP", "AP_voc"}
 
 
 def facts_table(runs: Sequence[Run]) -> str:
-    """What was trained and evaluated, a column for each run."""
+    """Returns a table of facts about the runs, one column for each run."""
     facts: dict[str, Callable[[Run], Any]] = {
         "Step": lambda run: run.step,
         "Post-processing": lambda run: run.setting or "the config's",
@@ -78,7 +78,7 @@ def _span(values: Sequence[str], runs: Sequence[Run]) -> str:
 
 
 def number_tables(runs: Sequence[Run]) -> str:
-    """The numbers of metrics.json, a column for each run and, of two, one for the difference."""
+    """Returns tables of metrics, one column for each run, and one for the difference if there are two."""
     classes = list(dict.fromkeys(name for run in runs for name in run.metrics.get("AP_by_class", {})))
     by_class = [
         [escape(name), *_cells([run.metrics.get("AP_by_class", {}).get(name) for run in runs], ".1f", 1)]
@@ -93,10 +93,10 @@ def number_tables(runs: Sequence[Run]) -> str:
             if key not in _OPTIONAL or any(value is not None for value in values):
                 rows.append([label, *_cells(values, form, factor)])
         tables.append(_table([name, *head], rows, name=name, attributes=' class="numbers"'))
-    order = " The difference is the second run less the first." if len(runs) == 2 else ""
+    order = " The difference is the second run minus the first." if len(runs) == 2 else ""
     return (
-        "<p>AP, AR and coverage in per cent, with the coverage of a Gaussian in brackets. Uncertainty is that of "
-        f"the true positives.{order}</p><div class='tables'>{''.join(tables)}</div>"
+        "<p>AP, AR and coverage are in per cent; the coverage of a calibrated Gaussian is in parentheses. "
+        f"Uncertainty is measured on the true positives.{order}</p><div class='tables'>{''.join(tables)}</div>"
         f"<details><summary>AP of {len(classes)} classes</summary>"
         + _table(["class", *head], by_class, name="AP by class", attributes=' class="numbers"')
         + "</details>"
@@ -104,7 +104,7 @@ def number_tables(runs: Sequence[Run]) -> str:
 
 
 def number_at(numbers: Any, key: str) -> Any:
-    """The value of a dotted key in a nested dictionary; None where there is none."""
+    """Returns the value of a dotted key in a nested dictionary, or None."""
     for part in key.split("."):
         numbers = numbers.get(part) if isinstance(numbers, dict) else None
     return numbers
@@ -122,7 +122,7 @@ def _cells(values: Sequence[float | int | None], form: str, factor: int) -> list
 
 
 def config_table(runs: Sequence[Run]) -> str:
-    """Every field of the config, folded away; `page.js` filters them."""
+    """Returns a folded table of all config fields; `page.js` filters it."""
     found = [flat(run.config) for run in runs]
     names = sorted({name for one in found for name in one})
     head = "".join(f'<th scope="col">{escape(run.label)}</th>' for run in runs)
@@ -136,7 +136,7 @@ def config_table(runs: Sequence[Run]) -> str:
             f'<tr{" class=differs" if differs else ""}><th scope="row"><code>{escape(name)}</code>{mark}</th>'
             f"{cells}</tr>"
         )
-    only = '<label class="check"><input type="checkbox" id="only-differences"> only what differs</label>'
+    only = '<label class="check"><input type="checkbox" id="only-differences"> only differences</label>'
     return f"""<details><summary>{len(names)} fields</summary>
 <form><label>Show fields with <input type="search" id="config-filter" autocomplete="off"></label>
 {only if len(runs) > 1 else ""}<output id="config-count" aria-live="polite"></output></form>
@@ -145,13 +145,13 @@ def config_table(runs: Sequence[Run]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, name: str, attributes: str = "") -> str:
-    """A table of HTML cells; the first of a row is its heading."""
+    """Returns a table of HTML cells; the first cell of a row is its heading."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
         for first, *rest in rows
     )
-    # Wide tables scroll, which needs the keyboard's focus.
+    # Wide tables scroll; with a tabindex they can be scrolled by keyboard.
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{escape(name)}"><table{attributes}>'
         f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"

@@ -1,8 +1,8 @@
-"""The numbers of the KL Loss paper's tables (He et al., CVPR 2019), each with how it is known.
+"""Numbers of the KL Loss paper's tables (He et al., CVPR 2019), each with a mark of its source.
 
-"read": in a public text of the authors (abstract, README, result page); "second-hand": quoted in someone else's
-public report; "derived": follows from such numbers; "unverified": remembered, checked against no text. What is
-not even remembered is left out.
+"read": in a public text of the authors (abstract, README, result page); "second-hand": quoted in a public report of
+others; "derived": follows from such numbers; "unverified": from memory, not checked against a text. Unknown numbers are
+left out.
 """
 
 Cell = tuple[float, str]
@@ -22,8 +22,8 @@ PAPER_TABLE1: dict[str, Cell] = {
     "kl_voting_soft_nms": (29.1, "read"),
 }
 
-# R50-FPN Mask R-CNN on COCO. The gains of the last row, +1.8 in AP and +6.2 in AP90, are read in the abstract, and
-# so the AP of the first follows; that of KL Loss follows from a second-hand gain of +0.9.
+# R50-FPN Mask R-CNN on COCO. The abstract has the gains of the last row, +1.8 in AP and +6.2 in AP90. The AP of the
+# first row follows from them; that of KL Loss follows from a second-hand gain of +0.9.
 PAPER_TABLE2: dict[str, dict[str, Cell]] = {
     "baseline": {"AP": (38.6, "derived")}
     | _unverified(AP50=59.8, AP60=55.3, AP70=47.7, AP80=34.4, AP90=11.3),
@@ -36,7 +36,8 @@ PAPER_TABLE2: dict[str, dict[str, Cell]] = {
     | _unverified(AP50=58.7, AP60=54.6, AP70=48.5, AP80=37.5, AP90=17.5),
 }
 
-# R50 on COCO, by head. The first and the last baseline are the authors' model zoo's, and fit the second-hand gains.
+# R50 on COCO, by head. The first and the last baseline are from the authors' model zoo, and agree with the second-hand
+# gains.
 PAPER_TABLE3: dict[str, dict[str, Cell]] = {
     "conv5/baseline": {"AP": (36.5, "derived")},
     "conv5/kl": {"AP": (38.0, "derived")},
@@ -52,7 +53,7 @@ PAPER_TABLE4: dict[str, Cell] = {
     "kl_voting_soft_nms": (101.0, "unverified"),
 }
 
-# R50-FPN Faster R-CNN on COCO. The cells of KL Loss and of the last row stand in the authors' README.
+# R50-FPN Faster R-CNN on COCO. The cells of KL Loss and of the last row are in the authors' README.
 PAPER_TABLE5: dict[str, dict[str, Cell]] = {
     "baseline": {"AP": (37.9, "second-hand")}
     | _unverified(AP50=59.2, AP75=41.1, AP_small=21.5, AP_medium=41.1, AP_large=49.9),

@@ -1,4 +1,4 @@
-"""Figures of a report: average precision over IoU and sigma_t, predicted stds against what they foretell."""
+"""Matplotlib figures: average precision over IoU and sigma_t, reliability diagrams, scatter plots."""
 
 import dataclasses
 import os
@@ -11,23 +11,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-# Okabe and Ito's colours on white: black for the baseline, and no yellow.
+# Okabe and Ito's colours for a white background: black for the baseline, no yellow.
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 IOU_THRESHOLDS = tuple((50 + 5 * i) / 100 for i in range(10))
 
 
 def plot_ap_over_iou(rows: Sequence[Mapping], path: str | os.PathLike, *, title: str) -> None:
-    """Draws AP at each IoU threshold for every row, and beside it each row's gain over the first.
+    """Draws AP at each IoU threshold for every row, and the gain of each row over the first next to it.
 
     Args:
         rows: at least one; each with `name` and `AP_by_iou`, ten numbers in per cent for IoU 0.50, 0.55, ...,
-            0.95 (None leaves a hole).
-        path: the PNG file to write.
-        title: printed above.
+            0.95 (None leaves a gap).
+        path: PNG file to write.
+        title: printed above the panels.
 
     Raises:
-        ValueError: no rows, or a row without ten numbers.
+        ValueError: no rows, or a row that does not have ten numbers.
     """
     if not rows:
         raise ValueError("nothing to plot: no rows")
@@ -59,17 +59,17 @@ def plot_ap_over_iou(rows: Sequence[Mapping], path: str | os.PathLike, *, title:
 def plot_ap_over_sigma_t(
     rows: Sequence[Mapping], path: str | os.PathLike, *, metrics: Sequence[str], title: str, paper: float
 ) -> None:
-    """Draws metrics over the width of the IoU weight, and beside it what each gains over no voting.
+    """Draws metrics over sigma_t, the width of the IoU weight, and the gain over no voting next to it.
 
     Args:
-        rows: those with a `sigma_t` are points, in ascending order; the one whose `sigma_t` is None did not vote.
-        path: the PNG file to write.
+        rows: results with voting, in ascending order of `sigma_t`, and one without, whose `sigma_t` is None.
+        path: PNG file to write.
         metrics: keys of the rows, in per cent; one line for each.
-        title: printed above.
-        paper: the paper's `sigma_t`, marked.
+        title: printed above the panels.
+        paper: the paper's `sigma_t`, marked by a dotted line.
 
     Raises:
-        ValueError: no points, or not exactly one row that did not vote.
+        ValueError: no row with voting, or not exactly one row without.
     """
     points = [row for row in rows if row["sigma_t"] is not None]
     without = [row for row in rows if row["sigma_t"] is None]
@@ -103,28 +103,28 @@ def plot_reliability(
     levels: Sequence[float],
     title: str,
 ) -> None:
-    """Draws the share of labels below each predicted quantile over the quantile's level; calibrated is the diagonal.
+    """Draws the share of labels below each predicted quantile over the level of the quantile.
+
+    Calibrated stds give the diagonal.
 
     Args:
-        panels: by the panel's title, the shares at each level by the edge's name.
-        path: the PNG file to write.
+        panels: by panel title, the shares at each level by edge name.
+        path: PNG file to write.
         levels: of the quantiles, 0 to 1.
-        title: printed above.
+        title: printed above the panels.
 
     Raises:
-        ValueError: no panels, or a curve without a share for each level.
+        ValueError: no panels, or a curve whose number of shares differs from the number of levels.
     """
     if not panels:
         raise ValueError("nothing to plot: no panels")
     figure, all_axes = _figure(len(panels), title=title, zero_line=False)
     for axes, (name, curves) in zip(all_axes, panels.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--")
-        for i, edge in enumerate(sorted(curves)):  # of one colour in all panels
+        for i, edge in enumerate(sorted(curves)):  # the same colour in all panels
             curve = curves[edge]
             if len(curve) != len(levels):
-                raise ValueError(
-                    f"{name}, {edge}: {len(levels)} levels need as many shares, not {len(curve)}"
-                )
+                raise ValueError(f"{name}, {edge}: {len(curve)} shares for {len(levels)} levels")
             style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[i % len(MARKERS)]}
             axes.plot(levels, curve, label=edge, markersize=3.5, markeredgewidth=0, linewidth=1.2, **style)
         axes.set_title(name, fontsize=9.5)
@@ -139,14 +139,14 @@ def plot_reliability(
 
 @dataclasses.dataclass(frozen=True)
 class Scatter:
-    """A panel of points.
+    """One panel of a scatter plot.
 
     Attributes:
-        xs, ys: one of each for every point.
+        xs, ys: coordinates of the points.
         x_label, y_label: of the axes.
-        title: above the panel.
-        is_ratio: compare y with x: both axes logarithmic and alike, with the diagonal drawn. Points that are not
-            positive are left out.
+        title: printed above the panel.
+        is_ratio: compares y with x: both axes are logarithmic with equal scale, and the diagonal is drawn. Points that
+            are not positive are left out.
     """
 
     xs: Float[ndarray, " n"]
@@ -158,7 +158,7 @@ class Scatter:
 
 
 def plot_scatters(panels: Sequence[Scatter], path: str | os.PathLike, *, title: str) -> None:
-    """Draws clouds of points beside each other; raises ValueError where there is no panel."""
+    """Draws scatter plots next to each other; raises ValueError if there are no panels."""
     if not panels:
         raise ValueError("nothing to plot: no panels")
     figure, all_axes = _figure(len(panels), title=title, zero_line=False)
@@ -178,11 +178,11 @@ def plot_scatters(panels: Sequence[Scatter], path: str | os.PathLike, *, title: 
         axes.set_title(panel.title, fontsize=9.5)
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(panel.y_label)
-    _save(figure, path, dpi=100)  # points hardly compress
+    _save(figure, path, dpi=100)  # lower, because points compress badly
 
 
 def _figure(num_panels: int, *, title: str, zero_line: bool = True) -> tuple[Figure, list[Axes]]:
-    # No pyplot: it keeps every figure alive and picks a window system.
+    # Not pyplot, which keeps every figure in memory and selects a window system.
     figure = Figure(figsize=(4.8 * num_panels, 4.0), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.06)
@@ -199,5 +199,5 @@ def _figure(num_panels: int, *, title: str, zero_line: bool = True) -> tuple[Fig
 
 
 def _save(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> None:
-    # Without the metadata the same curves give the same bytes.
+    # Without metadata, the same curves give the same bytes.
     figure.savefig(path, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})

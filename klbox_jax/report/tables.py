@@ -1,18 +1,19 @@
-"""Result tables in Markdown: any table, and those of the KL Loss paper with ours beside the paper's numbers."""
+"""Result tables in Markdown: a general table, and tables that compare our results with the KL Loss paper."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 from klbox_jax.report.paper import PAPER_TABLE1, Cell
 
 METRICS = ("AP", "AP50", "AP60", "AP70", "AP75", "AP80", "AP90")
 LABELS = ("name", "loss", "suppression", "voting")
 
-# How a number of the paper is known, from the surest on, and how it is marked.
+# Sources of a number of the paper, most reliable first, and the mark of each.
 _MARKS = {"read": "", "second-hand": "*", "derived": "~", "unverified": "?"}
 _MEANINGS = {
     "second-hand": "`*` second-hand: quoted in another public report, not read in the paper.",
     "derived": "`~` derived: follows from other numbers, read or second-hand.",
-    "unverified": "`( )?` unverified: remembered, checked against no text; not to be cited as the paper's.",
+    "unverified": "`( )?` unverified: from memory, not checked against a text; do not cite it as the paper's.",
 }
 _MISSING = "-"
 
@@ -20,16 +21,16 @@ _MISSING = "-"
 def markdown_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[str] = ()
 ) -> str:
-    """A Markdown table whose source is aligned too, without a line end after the last row.
+    """Formats a Markdown table with aligned source, without a newline after the last row.
 
     Args:
         columns: headings.
         rows: cells in the order of the headings.
-        text_columns: headings of the columns that are aligned to the left; the others, and so numbers, go
-            to the right. The first column is always text.
+        text_columns: headings of the columns aligned to the left; the other columns, with numbers, are aligned to the
+            right. The first column is always text.
 
     Raises:
-        ValueError: a row of another length.
+        ValueError: a row whose number of cells differs from the number of columns.
     """
     for row in rows:
         if len(row) != len(columns):
@@ -50,6 +51,32 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))
 
 
+@dataclasses.dataclass(frozen=True)
+class PaperNumbers:
+    """The numbers of a table of the paper, and how to print them next to ours.
+
+    Attributes:
+        cells: value and mark by row name and metric.
+        setting: model and data of the paper's numbers, for the notes.
+        comparable: True if ours were trained like the paper's, on the same data.
+        headlines: metrics whose value and gain in the paper are printed next to our gains.
+        print_all: print all cells of the paper in a table of their own, including rows that we lack.
+    """
+
+    cells: Mapping[str, Mapping[str, Cell]]
+    setting: str
+    comparable: bool
+    headlines: Sequence[str] = ("AP",)
+    print_all: bool = False
+
+    def marks(self, names: Iterable[str]) -> list[str]:
+        """Returns the marks of all printed cells, for a table with the rows `names`."""
+        if self.print_all:
+            return [mark for cells in self.cells.values() for _, mark in cells.values()]
+        rows = [self.cells.get(name, {}) for name in names]
+        return [cells[metric][1] for cells in rows for metric in self.headlines if metric in cells]
+
+
 def table1_markdown(
     rows: Sequence[Mapping],
     *,
@@ -57,106 +84,95 @@ def table1_markdown(
     paper: Mapping[str, tuple[float, str]] = PAPER_TABLE1,
     comparable: bool = False,
 ) -> str:
-    """Our rows of Table 1, then what each gains over the baseline, beside the paper's AP and gain.
+    """Formats our rows of Table 1 and their gains over the baseline, next to the paper's AP and gain.
 
     Args:
-        rows: see `paper_table_markdown`; the names are those of `PAPER_TABLE1`.
+        rows: see `paper_table_markdown`; names are those of `PAPER_TABLE1`.
         meta: see `paper_table_markdown`.
         paper: AP and mark by row name.
-        comparable: ours are trained as the paper's, on the same data.
+        comparable: True if ours were trained like the paper's, on the same data.
 
     Returns:
         Markdown that ends with a newline.
 
     Raises:
-        ValueError: two rows of one name.
+        ValueError: two rows have the same name.
     """
-    return paper_table_markdown(
-        rows,
-        meta=meta,
-        paper={name: {"AP": cell} for name, cell in paper.items()},
-        setting="VGG-16 Faster R-CNN on COCO",
-        comparable=comparable,
-    )
+    cells = {name: {"AP": cell} for name, cell in paper.items()}
+    numbers = PaperNumbers(cells, setting="VGG-16 Faster R-CNN on COCO", comparable=comparable)
+    return paper_table_markdown(rows, numbers, meta=meta)
 
 
 def paper_table_markdown(
     rows: Sequence[Mapping],
+    paper: PaperNumbers,
     *,
     meta: Mapping[str, object],
-    paper: Mapping[str, Mapping[str, Cell]],
-    setting: str,
-    comparable: bool,
     metrics: Sequence[str] = METRICS,
-    headlines: Sequence[str] = ("AP",),
-    whole_paper: bool = False,
 ) -> str:
-    """Our rows of a table of the paper, what each gains over its baseline beside the paper's gain, and its cells.
+    """Formats our rows of a table of the paper, and their gains over the baseline next to the paper's gains.
 
     The baseline of a row is the row `baseline`, or `HEAD/baseline` for a row `HEAD/...`.
 
     Args:
-        rows: each with `name` (unique), `loss`, `suppression`, `voting`, the metrics in per cent (None where
-            there is no ground truth), `steps`, `seed`, `seconds` and `versions` (package -> version). Missing
-            entries print as "-". Without a baseline, gains do too.
-        meta: what all rows share (data, preset, device, ...), printed as `key: value` above the tables.
-        paper: value and mark by row name and metric.
-        setting: what the paper's numbers were measured on, for the notes.
-        comparable: ours are trained as the paper's, on the same data.
-        metrics: columns of ours.
-        headlines: metrics whose value and gain in the paper stand beside our gains.
-        whole_paper: print all cells of the paper in a table of their own, those of rows that we lack included.
+        rows: each with `name` (unique), `loss`, `suppression`, `voting`, the metrics in per cent (None without ground
+            truth), `steps`, `seed`, `seconds` and `versions` (package -> version). Missing entries are printed as "-".
+            Without a baseline, gains are too.
+        paper: the paper's numbers.
+        meta: facts common to all rows (data, preset, device, ...), printed as `key: value` above the tables.
+        metrics: our columns.
 
     Returns:
         Markdown that ends with a newline.
 
     Raises:
-        ValueError: two rows of one name.
+        ValueError: two rows have the same name.
     """
     by_name = {row["name"]: row for row in rows}
     if len(by_name) != len(rows):
         raise ValueError(f"row names must be unique, not {[row['name'] for row in rows]}")
-    ours = [
+    gains = []
+    for name, row in by_name.items():
+        baseline = by_name.get(_baseline_name(name), {})
+        cells = [_gain(row.get(metric), baseline.get(metric)) for metric in metrics]
+        gains.append([name, *cells, *paper_cells(name, paper.cells, paper.headlines)])
+    paper_columns = [f"paper's {kind}{metric}" for metric in paper.headlines for kind in ("", "gain in ")]
+    parts = [
+        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
+        "Average precision in per cent:",
+        _our_table(rows, metrics),
+        "Gain over the baseline in points, with the paper's gain:",
+        markdown_table(["name", *metrics, *paper_columns], gains),
+        *(["All of the paper's numbers:", _whole_paper(paper.cells)] if paper.print_all else []),
+        _notes(paper.marks(by_name), setting=paper.setting, comparable=paper.comparable),
+        _versions(rows),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _our_table(rows: Sequence[Mapping], metrics: Sequence[str]) -> str:
+    cells = [
         [str(row.get(key, _MISSING)) for key in LABELS]
         + [_number(row.get(metric), "{:.1f}") for metric in metrics]
         + [_number(row.get("steps"), "{:d}"), str(row.get("seed", _MISSING))]
         + [_number(row.get("seconds"), "{:.0f}")]
         for row in rows
     ]
-    gains = []
-    for name, row in by_name.items():
-        baseline = by_name.get(_baseline_name(name), {})
-        cells = [_gain(row.get(metric), baseline.get(metric)) for metric in metrics]
-        gains.append([name, *cells, *paper_cells(name, paper, headlines)])
-    paper_columns = [f"paper's {kind}{metric}" for metric in headlines for kind in ("", "gain in ")]
-    parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
-        "Average precision in per cent:",
-        markdown_table([*LABELS, *metrics, "steps", "seed", "seconds"], ours, text_columns=LABELS),
-        "Gain over the baseline in points, ours beside the paper's:",
-        markdown_table(["name", *metrics, *paper_columns], gains),
-    ]
-    if whole_paper:
-        parts += ["All of the paper's numbers:", _whole_paper(paper)]
-        shown = [cell for cells in paper.values() for cell in cells.values()]
-    else:
-        shown = [paper[name][metric] for name in by_name for metric in headlines if _has(paper, name, metric)]
-    parts += [_notes([mark for _, mark in shown], setting=setting, comparable=comparable), _versions(rows)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return markdown_table([*LABELS, *metrics, "steps", "seed", "seconds"], cells, text_columns=LABELS)
 
 
 def marked(text: str, mark: str) -> str:
-    """A number of the paper with the mark of how it is known."""
+    """Returns a number of the paper with the mark of its source."""
     return f"({text}){_MARKS[mark]}" if mark == "unverified" else f"{text}{_MARKS[mark]}"
 
 
 def meanings(marks: Sequence[str]) -> str:
-    """What the marks mean, a paragraph for each that occurs; "" for numbers that were all read."""
+    """Returns the meaning of each mark that occurs, one paragraph each; "" if all numbers were read."""
     return "\n\n".join(text for mark, text in _MEANINGS.items() if mark in marks)
 
 
 def paper_cells(name: str, paper: Mapping[str, Mapping[str, Cell]], headlines: Sequence[str]) -> list[str]:
-    """The paper's number and its gain for each metric; a gain is as sure as the less sure of its two numbers."""
+    """Returns the paper's value and gain of each metric; a gain has its less reliable mark."""
     order, cells = list(_MARKS), []
     for metric in headlines:
         value, mark = paper.get(name, {}).get(metric, (None, "read"))
@@ -182,10 +198,6 @@ def _baseline_name(name: str) -> str:
     return f"{head}{slash}baseline"
 
 
-def _has(paper: Mapping[str, Mapping[str, Cell]], name: str, metric: str) -> bool:
-    return metric in paper.get(name, {})
-
-
 def _whole_paper(paper: Mapping[str, Mapping[str, Cell]]) -> str:
     metrics = list(dict.fromkeys(metric for cells in paper.values() for metric in cells))
     rows = [
@@ -200,12 +212,12 @@ def _notes(marks: Sequence[str], *, setting: str, comparable: bool) -> str:
         return ""
     note = f"The paper's numbers are {setting}."
     if not comparable:
-        note += " They are not comparable with ours in level, only in the sign and the order of the gains."
+        note += " Their levels are not comparable with ours, only the signs and the order of the gains."
     return "\n\n".join(filter(None, (note, meanings(marks))))
 
 
 def _versions(rows: Sequence[Mapping]) -> str:
-    """One line for each set of versions, with the rows that it made where there are several sets."""
+    """Returns a line for each set of versions; if there are several, each names its rows."""
     made: dict[str, list[str]] = {}
     for row in rows:
         if row.get("versions"):

@@ -31,7 +31,7 @@ from klbox_jax.data.source import DataError
 from klbox_jax.errors import Preempted
 from klbox_jax.files import write_atomically, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.report.pictures import draw_detections, save_picture, shrink
+from klbox_jax.report.pictures import LabeledBoxes, draw_detections, save_picture, shrink
 from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import Predictor, check_same_detector, load, read_image
@@ -217,10 +217,12 @@ def _paint(
     stds = prediction.box_stds
     drawn = draw_detections(
         picture,
-        prediction.boxes[shown] * scale,
-        [prediction.class_names[index] for index in prediction.classes[shown]],
-        prediction.scores[shown],
-        None if stds is None else stds[shown] * scale,
+        LabeledBoxes(
+            boxes=prediction.boxes[shown] * scale,
+            labels=[prediction.class_names[index] for index in prediction.classes[shown]],
+            scores=prediction.scores[shown],
+            stds=None if stds is None else stds[shown] * scale,
+        ),
         class_names=prediction.class_names,
     )
     save_picture(path, drawn)

@@ -5,7 +5,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from klbox_jax.data.source import DataError, Source
-from klbox_jax.report.pictures import draw_detections, shrink
+from klbox_jax.report.pictures import LabeledBoxes, draw_detections, shrink
 
 # Detections below this score are not drawn.
 MIN_SCORE = 0.4
@@ -41,10 +41,12 @@ def draw_samples(source: Source, results: list[dict], *, count: int) -> dict[str
             stds = np.array([r["bbox_std"] for r in found], np.float64).reshape(-1, 4) * scale
         pictures[str(record.image_id)] = draw_detections(
             image,
-            boxes * scale,
-            [class_of[r["category_id"]] for r in found],
-            np.array([r["score"] for r in found], np.float64),
-            stds,
+            LabeledBoxes(
+                boxes=boxes * scale,
+                labels=[class_of[r["category_id"]] for r in found],
+                scores=np.array([r["score"] for r in found], np.float64),
+                stds=stds,
+            ),
             gt_boxes=record.boxes.astype(np.float64) * scale,
             class_names=source.class_names,
         )

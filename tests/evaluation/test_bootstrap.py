@@ -40,7 +40,7 @@ def random_set(seed, num_images=12):
 
 
 def repeat_images(truth, results, counts):
-    """The data set in which image i stands counts[i] times, under ids of its own."""
+    """Returns the data set with counts[i] copies of image i, each with ids of its own."""
     out = {"images": [], "categories": truth["categories"], "annotations": []}
     found = []
     for image, count in zip(truth["images"], counts, strict=True):

@@ -159,6 +159,30 @@ def test_annotation_ids_do_not_matter():
     assert evaluate_detections(dataset(annotations), results)["AP"] == 100
 
 
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_the_size_of_a_result_is_that_of_its_box(backend):
+    # A large object is found exactly; a small false detection has a better score. By its own box the false one is
+    # small, so it does not count among the large ones, whatever area a foreign file gives.
+    ground_truth = dataset([truth([0, 0, 100, 100])])
+    results = [
+        {**result([500, 500, 10, 10], 0.9), "area": 100_000.0},
+        {**result([0, 0, 100, 100], 0.8), "area": 4.0},
+    ]
+    assert evaluate_detections(ground_truth, results, backend=backend)["AP_large"] == 100
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_an_annotation_without_area_has_that_of_its_box(backend):
+    ground_truth = dataset([truth([0, 0, 40, 40], area=None, iscrowd=None), truth([50, 50, 9, 9], area=2000)])
+    metrics = evaluate_detections(ground_truth, [result([0, 0, 40, 40], 0.9)], backend=backend)
+    assert metrics["AP_small"] is None
+    assert metrics["AP_medium"] == pytest.approx(100 * 51 / 101)  # one of two
+    for area in ("12", float("nan")):
+        ground_truth["annotations"][1]["area"] = area
+        with pytest.raises(ValueError, match=r"annotations\[1\]: area must be a finite number or null, not"):
+            evaluate_detections(ground_truth, [], backend=backend)
+
+
 def test_annotations_need_neither_area_nor_crowd_flag():
     ground_truth = dataset([truth([0, 0, 10, 10])])
     del ground_truth["annotations"][0]["iscrowd"]
@@ -264,13 +288,13 @@ def test_an_empty_mask_is_a_miss():
 def test_unusable_masks_are_named():
     ground_truth = dataset([truth([0, 0, 4, 4], segmentation=corners_to_polygon(0, 0, 4, 4))])
     ground_truth["images"] = [{"id": 0, "height": 5, "width": 6}]
-    with pytest.raises(ValueError, match=r"results\[0\] has as its 'segmentation' nothing"):
+    with pytest.raises(ValueError, match=r"results\[0\]: invalid 'segmentation': nothing"):
         evaluate_detections(ground_truth, [result([0, 0, 1, 1], 0.5)], iou_type="segm")
     malformed = {**result([0, 0, 1, 1], 0.5), "segmentation": {"size": [5, 6], "counts": "0P"}}
-    with pytest.raises(ValueError, match=r"results\[0\] .* break off inside a number"):
+    with pytest.raises(ValueError, match=r"results\[0\]: .* break off inside a number"):
         evaluate_detections(ground_truth, [malformed], iou_type="segm")
     del ground_truth["annotations"][0]["segmentation"]
-    with pytest.raises(ValueError, match=r"annotations\[0\] has as its 'segmentation' nothing"):
+    with pytest.raises(ValueError, match=r"annotations\[0\]: invalid 'segmentation': nothing"):
         evaluate_detections(ground_truth, [], iou_type="segm")
     with pytest.raises(ValueError, match="choose bbox or segm"):
         evaluate_detections(ground_truth, [], iou_type="mask")

@@ -47,6 +47,46 @@ def test_nothing_found_and_nothing_to_find():
     assert_equal(*both(empty, results))
 
 
+ID_KINDS = {
+    "text": lambda number: f"image-{number:04d}",
+    "negative": lambda number: number - 1000,
+    "beyond 64 bits": lambda number: number + 2**70,
+}
+
+
+@pytest.mark.parametrize("kind", ID_KINDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_ids_of_any_kind_give_the_same_numbers(kind, iou_type):
+    truth, results = random_set(4) if iou_type == "bbox" else masked_set(1)
+    expected = evaluate_detections(truth, results, iou_type=iou_type)
+    rename = ID_KINDS[kind]
+    renamed = dict(truth)
+    renamed["images"] = [image | {"id": rename(image["id"])} for image in truth["images"]]
+    renamed["categories"] = [entry | {"id": rename(entry["id"])} for entry in truth["categories"]]
+    renamed["annotations"], found = (
+        [
+            entry | {"image_id": rename(entry["image_id"]), "category_id": rename(entry["category_id"])}
+            for entry in entries
+        ]
+        for entries in (truth["annotations"], results)
+    )
+    for metrics in both(renamed, found, iou_type=iou_type):
+        assert 0 < metrics["AP"] < 100
+        assert_equal(expected, metrics)
+
+
+def test_fields_that_the_evaluation_does_not_read_may_hold_anything():
+    truth, results = random_set(5)
+    expected = evaluate_detections(truth, results)
+    odd = {"license": None, "width": "wide", "id_of": [1], "name": None}
+    strange = truth | {
+        "images": [odd | image for image in truth["images"]],
+        "annotations": [entry | {"segmentation": None, "area": None} for entry in truth["annotations"]],
+    }
+    for metrics in both(strange, [entry | {"area": "large", "id": "a"} for entry in results]):
+        assert_equal(expected, metrics)
+
+
 def test_an_unknown_back_end_is_refused():
     with pytest.raises(ValueError, match="coco_backend = 'rust' is unknown; choose pycocotools or hotcoco"):
         evaluate_detections(*random_set(0), backend="rust")

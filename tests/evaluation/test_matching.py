@@ -149,6 +149,23 @@ def test_threshold_of_the_best_f1_by_hand():
     assert max_f1_score_threshold(dataset([]), results) is None
 
 
+def test_ids_may_be_texts():
+    ground_truth = {
+        "images": [{"id": "a"}, {"id": "b"}],
+        "categories": [{"id": "cat", "name": "cat"}, {"id": "dog", "name": "dog"}],
+        "annotations": [truth([0, 0, 10, 10], image="a", category="cat")],
+    }
+    results = [
+        result([0, 0, 10, 10], 0.9, image="b", category="cat"),
+        result([0, 0, 10, 10], 0.8, image="a", category="dog"),
+        result([0, 0, 10, 10], 0.7, image="a", category="cat"),
+    ]
+    matches = match_detections(ground_truth, results)
+    assert matches.kind.tolist() == [matching.FALSE_POSITIVE, matching.FALSE_POSITIVE, matching.TRUE_POSITIVE]
+    assert matches.category_ids.tolist() == ["cat", "dog", "cat"]
+    assert matches.objects.category_ids.tolist() == ["cat"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -152,7 +152,7 @@ def test_masks_are_the_foreground(form):
 
 def test_a_malformed_mask_is_named():
     ground_truth = sized([truth([4, 6, 8, 8], segmentation=[[1, 2, 3]], id=5)])
-    with pytest.raises(ValueError, match="annotation 5 has as its 'segmentation' a polygon"):
+    with pytest.raises(ValueError, match="annotation 5: invalid 'segmentation': a polygon"):
         evaluate_pdq(ground_truth, [])
 
 

@@ -1,4 +1,4 @@
-"""A small set, runs on it with hostile names, and a reader of pages."""
+"""A small data set, runs on it with hostile names, and a parser of pages."""
 
 import html.parser
 import json
@@ -40,7 +40,7 @@ def annotations():
 
 
 def detections(with_stds=True):
-    """In the first image one of each kind, in the others ten at random."""
+    """Returns one detection of each kind in the first image, and ten random ones in each other image."""
 
     def entry(image_id, category_id, bbox, score, stds):
         return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score} | (
@@ -48,8 +48,10 @@ def detections(with_stds=True):
         )
 
     rows = [
-        entry(10, 3, [10, 10, 40, 60], 0.9, [1.0, 2.0, 3.0, 4.0]),  # finds its object exactly
-        entry(10, 3, [10, 10, 40, 50], 0.8, [1.0, 1.0, 1.0, 1.0]),  # too late: a duplicate, IoU 50/60
+        entry(10, 3, [10, 10, 40, 60], 0.9, [1.0, 2.0, 3.0, 4.0]),  # its object, exactly
+        entry(
+            10, 3, [10, 10, 40, 50], 0.8, [1.0, 1.0, 1.0, 1.0]
+        ),  # its object is taken: a duplicate, IoU 50/60
         entry(10, 3, [10, 40, 40, 60], 0.7, [5.0, 5.0, 5.0, 5.0]),  # IoU 30/90: a localization error
         entry(10, 5, [200, 10, 40, 60], 0.6, [9.0, 9.0, 9.0, 9.0]),  # nothing is there
     ]
@@ -111,7 +113,7 @@ VOID = {"meta", "input", "br", "link", "img"}
 
 
 class Page(html.parser.HTMLParser):
-    """Elements with their attributes and own text; complains about tags that do not close."""
+    """Parses a page into elements with attributes and text; fails on tags that are not closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -144,7 +146,7 @@ class Page(html.parser.HTMLParser):
         return json.loads(found["text"])
 
     def rows(self):
-        """First cell of each table row -> the others."""
+        """Returns the other cells of each table row by the first one."""
         lines, found = {}, None
         for element in self.elements:
             if element["tag"] == "tr":

@@ -76,7 +76,7 @@ def test_hostile_text_stays_text(folder, one):
     assert one.rows()["model.init_weights"] == [json.dumps("<img src=x onerror=alert(1)>" + HOSTILE)]
 
 
-def test_rows_tell_what_became_of_each_detection(one):
+def test_rows_have_the_kind_of_each_detection(one):
     data = one.block("data")
     assert [image["id"] for image in data["images"]] == [10, 12, 13]  # 3 of 4, evenly spread
     assert data["images"][0]["objects"] == [[10, 10, 50, 70, 0, 0]]
@@ -127,7 +127,7 @@ def test_pictures_are_small_jpegs_and_crops_show_their_window(one):
             assert width / height == pytest.approx(item["window"][2] / item["window"][3], rel=0.02)
 
 
-def test_numbers_of_two_runs_stand_beside_their_difference(one, two):
+def test_numbers_of_two_runs_have_their_difference(one, two):
     assert one.rows()["AP"] == ["40.0"]
     assert two.rows()["AP"] == ["40.0", "42.5", "+2.5"]
     assert two.rows()["AP90"] == ["-", "-", "-"]
@@ -174,7 +174,7 @@ def test_without_the_data_set_the_report_says_so(folder, tmp_path, capsys):
     assert len(Page((tmp_path / "page.html").read_text()).block("data")["images"]) == NUM_IMAGES
 
 
-def test_another_world_of_the_data_set_is_not_shown(folder, tmp_path):
+def test_a_data_set_that_has_changed_is_not_shown(folder, tmp_path):
     write_run(tmp_path / "run", folder / "sea")
     path = tmp_path / "run" / "eval" / "5" / "metrics.json"
     write_json(path, json.loads(path.read_text()) | {"data_fingerprint": "a" * 64})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from klbox_jax.report.__main__ import write_report
-from klbox_jax.report.page_data import as_compared, curves, flat, read_run
+from klbox_jax.report.page_data import curves, flat, read_run, with_distinct_labels
 from klbox_jax.report.page_examples import relative_sigma
 from tests.report.page_runs import write_json, write_run
 
@@ -28,7 +28,7 @@ def broken_run(folder, tmp_path, what):
 @pytest.mark.parametrize(
     ("what", "choice", "message"),
     [
-        ("config", {}, "no config.json .* name the folder of a run"),
+        ("config", {}, "is not a run, because it has no config.json; name the folder of a run"),
         ("records", {}, "no metrics.jsonl"),
         ("metrics", {}, "no finished evaluation; make one with .*--mode=eval"),
         ("detections", {}, "no detections.json; evaluate again"),
@@ -53,7 +53,7 @@ def test_wrong_folders_are_said_in_one_line(folder, tmp_path):
         write_report([str(tmp_path / "nowhere")], page)
     with pytest.raises(ValueError, match="name one of the runs in it: a&b, plain"):
         write_report([str(folder)], page)
-    with pytest.raises(ValueError, match="0 are named"):
+    with pytest.raises(ValueError, match="0 are given"):
         write_report([], page)
     with pytest.raises(ValueError, match="given twice"):
         write_report([str(folder / "plain")] * 2, page)
@@ -71,7 +71,7 @@ def test_setting_of_the_config_is_the_default(folder, tmp_path):
     assert read_run(tmp_path / "run").setting == "two"
     assert read_run(tmp_path / "run", setting="one").setting == "one"
     one, two = (read_run(tmp_path / "run", setting=setting) for setting in ("one", "two"))
-    assert len({run.label for run in as_compared([one, two])}) == 2
+    assert len({run.label for run in with_distinct_labels([one, two])}) == 2
     write_run(tmp_path / "run", folder / "sea", settings=("",))
     assert read_run(tmp_path / "run").setting == ""
 

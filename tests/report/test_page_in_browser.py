@@ -16,7 +16,7 @@ LIGHT, DARK = (255, 255, 255), (0x15, 0x17, 0x1B)
 
 
 def chromium(folder, address, *options):
-    """What a browser without a window says of a page, on standard output; it must say nothing on its console."""
+    """Returns the standard output of headless Chromium for a page; its console must stay empty."""
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += [f"--user-data-dir={folder / 'profile'}", *options, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -46,7 +46,7 @@ def data(folder):
 
 
 def count(data, run, *, score=0.0, pixels=None, share=None, class_index=None):
-    """Boxes that a filter leaves of each image."""
+    """Returns the number of boxes of each image that pass the filters."""
     counts = []
     for image in data["images"]:
         left = 0
@@ -64,7 +64,7 @@ def count(data, run, *, score=0.0, pixels=None, share=None, class_index=None):
 
 
 def shown(page, run):
-    """Boxes of this image and of all that the page says it shows, and the boxes it draws."""
+    """Returns the counts of boxes of this image and of all images that the page shows."""
     (place,) = [e for e in page.elements if e.get("data-count") == str(run)]
     said = int(place["data-shown"]), int(place["data-shown-in-all"])
     assert place["text"].startswith(f"{said[0]} of ")
@@ -103,7 +103,7 @@ def test_class_and_relative_sigma_filter(folder, data):
 
 
 def test_keys_sliders_and_the_config_filter_work(folder, data):
-    """In a copy whose policy is taken out, a script at the end does what a user would."""
+    """In a copy without the policy, a script at the end acts like a user."""
     script = """
       const seen = [], note = () => seen.push([document.querySelector("#image").value,
         ...[...document.querySelectorAll("[data-count]")].map((e) => Number(e.dataset.shownInAll))]);
@@ -124,12 +124,12 @@ def test_keys_sliders_and_the_config_filter_work(folder, data):
     text = (folder / "page.html").read_text()
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     (folder / "driven.html").write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    told = json.loads(dumped(folder, "driven.html").all("body")[0]["data-seen"])
+    found_state = json.loads(dumped(folder, "driven.html").all("body")[0]["data-seen"])
 
     def both(image, **limits):
         return [image, *(sum(count(data, run, **limits)) for run in (0, 1))]
 
-    assert told["seen"] == [
+    assert found_state["seen"] == [
         both("0", score=0.5),
         both("2", score=0.5),
         both("1", score=0.5),
@@ -138,11 +138,11 @@ def test_keys_sliders_and_the_config_filter_work(folder, data):
         both("2", score=0.8),
         both("2", score=0.8, class_index=0),
     ]
-    assert told["rows"] == ["seed"]
+    assert found_state["rows"] == ["seed"]
 
 
 def test_policy_stops_other_scripts_and_the_network(folder):
-    """The guard of these tests: what the policy forbids does reach the console."""
+    """Checks these tests themselves: a violation of the policy does reach the console."""
     text = (folder / "page.html").read_text()
     (folder / "foreign.html").write_text(
         text.replace("</body>", "<script>document.title = 1</script></body>")

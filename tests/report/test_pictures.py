@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from klbox_jax.report.pictures import PALETTE, contact_sheet, draw_detections, save_picture
+from klbox_jax.report.pictures import PALETTE, LabeledBoxes, contact_sheet, draw_detections, save_picture
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
@@ -11,7 +11,8 @@ def draw(boxes, stds=None, *, labels=None, **more):
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
     labels = ["cat"] * len(boxes) if labels is None else labels
     stds = None if stds is None else np.array(stds, np.float32).reshape(-1, 4)
-    return draw_detections(GREY, boxes, labels, np.full(len(boxes), 0.5, np.float32), stds, **more)
+    detections = LabeledBoxes(boxes, labels, np.full(len(boxes), 0.5, np.float32), stds)
+    return draw_detections(GREY, detections, **more)
 
 
 def changed(picture, reference):
@@ -53,6 +54,18 @@ def test_bands_are_to_scale():
     # The left edge is a thin line.
     assert len(touched[touched < 160]) <= 4
     assert tuple(picture[4 * 35, 240]) == PALETTE[0]
+
+
+def test_wide_bands_do_not_hide_small_objects():
+    def middle_change(side):
+        box = [40 - side / 2, 30 - side / 2, 40 + side / 2, 30 + side / 2]
+        picture = draw([box], np.full(4, side / 2), scale=4).astype(int)
+        row = 4 * 30
+        return np.abs(picture[row, 4 * 40] - 128).sum() / np.abs(np.array(PALETTE[0]) - 128).sum()
+
+    # The bands of one and two stds both cover the whole box: 1 - (1 - .28 f)(1 - .42 f) with f = 0.3, not 1.
+    assert middle_change(20) == pytest.approx(1 - (1 - 0.28 * 0.3) * (1 - 0.42 * 0.3), abs=0.02)
+    assert middle_change(12) == pytest.approx(middle_change(20), abs=0.02)
 
 
 def test_a_part_of_a_pixel_is_a_part_of_the_colour():
@@ -126,7 +139,7 @@ def test_contact_sheet():
 
 
 def test_contact_sheet_refuses_what_it_cannot_lay_out():
-    with pytest.raises(ValueError, match="needs images"):
+    with pytest.raises(ValueError, match="at least 1 image and 1 column, not 0 and 2"):
         contact_sheet([], columns=2)
     with pytest.raises(ValueError, match="1 captions for 2 images"):
         contact_sheet([GREY, GREY], columns=2, captions=["a"])

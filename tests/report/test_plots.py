@@ -66,7 +66,7 @@ def test_reliability(tmp_path):
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     width, height = size_of(tmp_path / "one.png")
     assert width > 1.5 * height > 600
-    with pytest.raises(ValueError, match="raw, x1: 3 levels need as many shares, not 2"):
+    with pytest.raises(ValueError, match="raw, x1: 2 shares for 3 levels"):
         plot_reliability({"raw": {"x1": [0.1, 0.2]}}, tmp_path / "x.png", levels=levels, title="")
     with pytest.raises(ValueError, match="no panels"):
         plot_reliability({}, tmp_path / "x.png", levels=levels, title="")
@@ -80,7 +80,7 @@ def test_scatters(tmp_path):
     plot_scatters([panel([0.1, 0.9], [0.5, 0.8])] * 2, tmp_path / "two.png", title="t")
     width, height = size_of(tmp_path / "two.png")
     assert width > 1.5 * height > 500
-    # What is not positive has no place on a logarithmic axis.
+    # Points that are not positive are left out of a logarithmic axis.
     plot_scatters([panel([1, 8], [2, 3], is_ratio=True)], tmp_path / "a.png", title="t")
     plot_scatters([panel([1, 0, 8, 2], [2, 1, 3, -1], is_ratio=True)], tmp_path / "b.png", title="t")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -2,7 +2,7 @@ import pytest
 
 from klbox_jax.report import paper
 from klbox_jax.report.paper import PAPER_TABLE1
-from klbox_jax.report.tables import markdown_table, paper_table_markdown, table1_markdown
+from klbox_jax.report.tables import PaperNumbers, markdown_table, paper_table_markdown, table1_markdown
 
 
 def row(name, ap, ap90, **more):
@@ -58,7 +58,7 @@ Average precision in per cent:
 | kl_voting_soft_nms | kl        | soft_gaussian | none     | 22.0 | 40.0 | 40.0 | 40.0 | 40.0 | 40.0 |  8.0 \
 |   100 |    0 |      12 |
 
-Gain over the baseline in points, ours beside the paper's:
+Gain over the baseline in points, with the paper's gain:
 
 | name               |   AP | AP50 | AP60 | AP70 | AP75 | AP80 | AP90 | paper's AP | paper's gain in AP |
 | ------------------ | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---------: | -----------------: |
@@ -67,12 +67,12 @@ Gain over the baseline in points, ours beside the paper's:
 | kl_voting          | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +2.5 |    (27.8)? |            (+4.2)? |
 | kl_voting_soft_nms | +2.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +3.0 |       29.1 |               +5.5 |
 
-The paper's numbers are VGG-16 Faster R-CNN on COCO. They are not comparable with ours in level, only in \
-the sign and the order of the gains.
+The paper's numbers are VGG-16 Faster R-CNN on COCO. Their levels are not comparable with ours, only the \
+signs and the order of the gains.
 
 `*` second-hand: quoted in another public report, not read in the paper.
 
-`( )?` unverified: remembered, checked against no text; not to be cited as the paper's.
+`( )?` unverified: from memory, not checked against a text; do not cite it as the paper's.
 
 Versions of baseline, kl, kl_voting: jax 1.2.
 
@@ -117,13 +117,11 @@ def test_heads_have_baselines_of_their_own():
     }
     text = paper_table_markdown(
         rows,
+        PaperNumbers(
+            cells=cells, setting="something", comparable=True, headlines=("AP", "AP90"), print_all=True
+        ),
         meta={},
-        paper=cells,
-        setting="something",
-        comparable=True,
         metrics=("AP", "AP90"),
-        headlines=("AP", "AP90"),
-        whole_paper=True,
     )
     # A gain is as sure as the less sure of its numbers; without a baseline there is none.
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
