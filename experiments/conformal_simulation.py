@@ -240,7 +240,7 @@ def write_results(workdir: pathlib.Path, sizes: Sequence[int], num_draws: int) -
         f"Coverage in per cent, {100 * COVERAGE:g} asked: mean of {num_draws} draws, ± one standard error. A row that "
         f"misses its promise by more than {NUM_ERRORS:g} standard errors is marked (!).",
         table(rows),
-        "Standard deviation of the coverage from one calibration set to another (with that of the test sets), and share "
+        "Standard deviation of the coverage over draws (calibration and test set are both drawn), and share "
         "of images with less than 80 % of their boxes covered, in per cent:",
         spread_table(rows),
     ]
