@@ -8,9 +8,6 @@ distribution, and nothing is retrained. docs/intervals.md says what the promise 
 Arrays are NumPy, edges are in the order `x1, y1, x2, y2`, errors and scales in pixels of one image space.
 """
 
-from collections.abc import Callable
-from fractions import Fraction
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -74,23 +71,18 @@ def fit_intervals(
     _, image_index = np.unique(identities("image_ids", image_ids, len(errors)), return_inverse=True)
     exact = exact_fraction(coverage)
 
-    def rank_of(count: int) -> int:
-        return quantiles.conformal_rank(count, exact, multiplicity=multiplicity, asymmetric=asymmetric)
-
     def bounds(columns: Float[ndarray, "n C"], image_index: Int[ndarray, " n"]) -> Float[ndarray, " C"]:
         if level == "image_mean":
             return quantiles.risk_bounds(columns, image_index, (1 - exact) / (2 if asymmetric else 1))
         if level == "image":
             columns = quantiles.image_columns(columns, image_index, exact_fraction(missed_share))
-        rank = rank_of(len(columns))
+        rank = quantiles.conformal_rank(len(columns), exact, multiplicity=multiplicity, asymmetric=asymmetric)
         if multiplicity == "max_rank":
             return quantiles.max_rank_bounds(columns, rank)
         return quantiles.order_statistics(columns, rank)
 
     columns = _columns(errors / scales, multiplicity, asymmetric)
-    needed = quantiles.smallest_count(
-        rank_of if multiplicity != "max_rank" else _bonferroni(exact, asymmetric)
-    )
+    needed = quantiles.labels_needed(exact, multiplicity=multiplicity, asymmetric=asymmetric)
     class_factors, pooled_classes = {}, []
     if level == "class":
         classes = class_ids("classes", classes, len(errors))
@@ -170,13 +162,6 @@ def _factors(bounds: Float[ndarray, " C"], asymmetric: bool) -> Float[ndarray, "
     """Bounds of `_columns` as factors of the side towards smaller coordinates and of the other, by edge."""
     outward, inward = np.broadcast_to(bounds.reshape(2 if asymmetric else 1, -1, 1)[..., 0], (2, 4))
     return np.stack([np.where(OUTWARD < 0, outward, inward), np.where(OUTWARD < 0, inward, outward)])
-
-
-def _bonferroni(coverage: Fraction, asymmetric: bool) -> Callable[[int], int]:
-    """The rank of `bonferroni`: from its count of labels on, `max_rank` is finite whatever the ranks are."""
-    return lambda count: quantiles.conformal_rank(
-        count, coverage, multiplicity="bonferroni", asymmetric=asymmetric
-    )
 
 
 def _check_choices(coverage: float, multiplicity: str, level: str, missed_share: float) -> None:

@@ -5,7 +5,6 @@ Exact arithmetic matters: in floats, ceil((n + 1) coverage) is one too high at r
 """
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -36,38 +35,46 @@ def conformal_rank(
             of the largest ranks, see `max_rank_bounds`, which corrects for all columns, so that a is not halved.
         asymmetric: True for bounds of the two sides apart.
     """
-    sides = 2 if asymmetric else 1
     if multiplicity == "sidak":
-        return _sidak_rank(count, coverage, sides)
-    parts = {"max": sides, "edge": sides, "bonferroni": NUM_EDGES * sides, "max_rank": 1}[multiplicity]
-    return math.ceil((count + 1) * (1 - (1 - coverage) / parts))
+        return _sidak_rank(count, coverage, 2 if asymmetric else 1)
+    return math.ceil((count + 1) * (1 - (1 - coverage) / _parts(multiplicity, asymmetric)))
+
+
+def labels_needed(coverage: Fraction, *, multiplicity: str = "max", asymmetric: bool = False) -> int:
+    """Returns the smallest count that gives a finite bound; for `max_rank`, whatever the ranks are."""
+    if multiplicity == "sidak":
+        sides = 2 if asymmetric else 1
+        count = math.floor(sides / (1 - float(coverage) ** (1 / NUM_EDGES))) - 2
+        while _sidak_rank(max(count, 1), coverage, sides) > count:
+            count += 1
+        return count
+    # ceil((n + 1)(1 - a / parts)) <= n holds from n + 1 >= parts / a on. In `max_rank_bounds` only an item with the
+    # largest number of another column exceeds n. There are 3 at most (7 with both sides), so n - 3 >= rank is enough,
+    # which is n + 1 >= 4 / a.
+    parts = _parts("bonferroni" if multiplicity == "max_rank" else multiplicity, asymmetric)
+    return math.ceil(parts / (1 - coverage)) - 1
+
+
+def _parts(multiplicity: str, asymmetric: bool) -> int:
+    """The number of equal parts that the miss probability is cut into, one for each column."""
+    sides = 2 if asymmetric else 1
+    return {"max": sides, "edge": sides, "bonferroni": NUM_EDGES * sides, "max_rank": 1}[multiplicity]
 
 
 def _sidak_rank(count: int, coverage: Fraction, sides: int) -> int:
     """The smallest k with (1 - sides (1 - k / (n + 1)))^4 >= coverage; the fourth root itself is irrational."""
 
     def holds(rank: int) -> bool:
-        share = 1 - sides * (1 - Fraction(rank, count + 1))
-        return share >= 0 and share**NUM_EDGES >= coverage
+        inside = count + 1 - sides * (count + 1 - rank)
+        return inside >= 0 and inside**NUM_EDGES * coverage.denominator >= coverage.numerator * power
 
+    power = (count + 1) ** NUM_EDGES
     rank = math.ceil((count + 1) * (1 - (1 - float(coverage) ** (1 / NUM_EDGES)) / sides))
     while holds(rank - 1):
         rank -= 1
     while not holds(rank):
         rank += 1
     return rank
-
-
-def smallest_count(rank_of: Callable[[int], int]) -> int:
-    """Returns the smallest n with `rank_of(n) <= n`, that is, how many items a finite bound needs."""
-    high = 1
-    while rank_of(high) > high:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if rank_of(middle) <= middle else (middle, high)
-    return high
 
 
 def order_statistics(columns: Float[ndarray, "n C"], rank: int) -> Float[ndarray, " C"]:

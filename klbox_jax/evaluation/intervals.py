@@ -10,6 +10,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from klbox_jax.evaluation.array_checks import class_ids, positive_edge_rows
+from klbox_jax.evaluation.by_class import rows_of_classes
 
 # The coordinate of each edge, x1, y1, x2, y2, changes in this direction where the edge moves out of the box.
 OUTWARD = np.array([-1.0, -1.0, 1.0, 1.0])
@@ -58,12 +59,11 @@ class Intervals:
             ValueError: wrong shapes, a scale that is not positive and finite, or classes are missing.
         """
         scales = positive_edge_rows("scales", scales)
-        factors = np.broadcast_to(self.factors, (len(scales), 2, 4))
+        factors = self.factors[None]
         if self.level == "class":
-            classes = class_ids("classes", classes, len(scales))
-            factors = factors.copy()
-            for name, own in self.class_factors.items():
-                factors[classes == name] = own
+            factors = rows_of_classes(
+                self.factors, self.class_factors, class_ids("classes", classes, len(scales))
+            )
         lower, upper = factors[:, 0] * scales, factors[:, 1] * scales
         return (lower, upper) if self.asymmetric else lower
 

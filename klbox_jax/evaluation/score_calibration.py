@@ -23,6 +23,9 @@ MIN_DETECTIONS, MIN_MATCHES = 50, 10
 TIE_BREAK = 1e-4
 # Logits are finite from here on.
 _SCORE_MARGIN = 1e-7
+_NEWTON_STEPS = 100
+# Weight of the squared distance to slope 1 and intercept 0 in the loss of the logistic fits.
+_PULL = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,9 +59,9 @@ class ScoreCalibration:
         scores = shares("scores", scores)
         classes = class_ids("classes", classes, len(scores))
         found = _apply(self.method, self.curve, scores)
-        for name, curve in self.class_curves.items():
+        for name in np.intersect1d(classes, list(self.class_curves)).tolist():
             own = classes == name
-            found[own] = _apply(self.method, curve, scores[own])
+            found[own] = _apply(self.method, self.class_curves[name], scores[own])
         return (1 - TIE_BREAK) * found + TIE_BREAK * scores
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,21 +212,32 @@ def _fit(method: str, scores: Float[ndarray, " n"], ious: Float[ndarray, " n"]) 
 def _fit_logistic(
     logits: Float[ndarray, " n"], targets: Float[ndarray, " n"], *, has_intercept: bool
 ) -> Float[ndarray, "2 1"]:
-    """Slope and intercept of the smallest mean cross-entropy; a slight pull to 1 and 0 keeps them finite."""
-    from scipy.optimize import minimize
+    """Slope and intercept of the smallest mean cross-entropy, by Newton's method; a slight pull keeps them finite.
 
-    pull, start = 1e-6, np.array([1.0, 0.0])
+    Where the slope would be negative it is 0, which is then the best one: the loss is convex.
+    """
+    design = np.stack([logits, np.ones_like(logits)], axis=1)[:, : 1 + has_intercept]
+    start = np.array([1.0, 0.0])[: 1 + has_intercept]
 
-    def loss(parameters):
-        z = parameters[0] * logits + parameters[1]
-        gaps = expit(z) - targets
-        value = np.mean(np.logaddexp(0.0, z) - targets * z) + pull * ((parameters - start) ** 2).sum()
-        slopes = np.array([np.mean(gaps * logits), np.mean(gaps) if has_intercept else 0.0])
-        return value, slopes + 2 * pull * (parameters - start) * [1.0, float(has_intercept)]
+    def loss(parameters: Float[ndarray, " p"]) -> float:
+        z = design @ parameters
+        return np.mean(np.logaddexp(0.0, z) - targets * z) + _PULL * ((parameters - start) ** 2).sum()
 
-    bounds = [(0.0, None), (None, None) if has_intercept else (0.0, 0.0)]
-    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-12})
-    return found.x[:, None]
+    parameters, best = start, loss(start)
+    for _ in range(_NEWTON_STEPS):
+        means = expit(design @ parameters)
+        slopes = design.T @ (means - targets) / len(logits) + 2 * _PULL * (parameters - start)
+        curvature = (design * (means * (1 - means))[:, None]).T @ design / len(logits)
+        step = np.linalg.solve(curvature + 2 * _PULL * np.eye(len(start)), slopes)
+        while (value := loss(parameters - step)) > best and np.abs(step).max() > 1e-9:
+            step = step / 2
+        if value >= best:
+            break
+        parameters, best = parameters - step, value
+    slope, intercept = float(parameters[0]), float(parameters[1]) if has_intercept else 0.0
+    if slope < 0:
+        slope, intercept = 0.0, float(_logits(targets[None].mean(axis=1))[0]) if has_intercept else 0.0
+    return np.array([[slope], [intercept]])
 
 
 def _apply(method: str, curve: Float[ndarray, "2 k"], scores: Float[ndarray, " n"]) -> Float[ndarray, " n"]:

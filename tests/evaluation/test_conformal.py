@@ -15,6 +15,11 @@ from klbox_jax.evaluation.conformal import (
 from klbox_jax.evaluation.conformal_quantiles import (
     conformal_rank,
     exact_fraction,
+    labels_needed,
+    max_rank_bounds,
+)
+    conformal_rank,
+    exact_fraction,
     max_rank_bounds,
 )
 from klbox_jax.evaluation.intervals import Intervals, outer_and_inner_boxes
@@ -146,6 +151,16 @@ def test_max_rank_is_the_hull_of_all_accepted_rows(k):
         ordered = np.sort(rows, axis=0)
         expected = [ordered[p - 1, c] if p <= 6 else np.inf for c, p in enumerate(places)]
         np.testing.assert_array_equal(max_rank_bounds(rows, k), expected)
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("multiplicity", ["max", "edge", "bonferroni", "sidak"])
+def test_the_labels_needed_are_the_first_count_whose_rank_is_within(multiplicity, asymmetric):
+    for coverage in (0.05, 0.5, 0.7, 0.9, 0.95):
+        choices = {"multiplicity": multiplicity, "asymmetric": asymmetric}
+        exact = exact_fraction(coverage)
+        first = next(n for n in range(1, 1000) if conformal_rank(n, exact, **choices) <= n)
+        assert labels_needed(exact, **choices) == first
 
 
 def test_asymmetric_keeps_outward_and_inward_errors_apart():
