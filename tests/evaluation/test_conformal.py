@@ -18,10 +18,6 @@ from klbox_jax.evaluation.conformal_quantiles import (
     labels_needed,
     max_rank_bounds,
 )
-    conformal_rank,
-    exact_fraction,
-    max_rank_bounds,
-)
 from klbox_jax.evaluation.intervals import Intervals, outer_and_inner_boxes
 from tests.references import conformal as reference
 
