@@ -1,6 +1,7 @@
 # The two commands: `make table1` runs the main job, `make test` the tests. Both set up what they need.
 
-PYTHON ?= python3.11
+# The newest interpreter found; `make test PYTHON=python3.12` chooses another one.
+PYTHON ?= $(shell .ci/pythons | head -n 1)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -29,7 +30,10 @@ speed: $(VENV)/.speed
 	$(BIN)/python -m experiments.speed --preset=cpu --output=runs/speed
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 was found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	  || { echo "$(PYTHON) is not a Python from 3.11 to 3.14; name another one: make PYTHON=/path/to/python3"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
 
 $(VENV)/.run: requirements.txt pyproject.toml | $(VENV)/bin/python
 	@start=$$(date +%s); $(BIN)/python -m pip install --quiet -e . \
