@@ -1,4 +1,4 @@
-"""The padded pytrees that flow through everything.
+"""Padded pytrees that all parts of the package exchange.
 
 Shape shorthand, used in the whole package:
 
@@ -9,8 +9,8 @@ Shape shorthand, used in the whole package:
     D  detection slots             C  feature channels
 
 Every array may carry leading batch axes (`*b`). Boxes are absolute `x1, y1, x2, y2`, float32, with
-continuous edges (pixel `i` covers `[i, i + 1)`), in the canvas of the network. A padded row is marked by
-`valid=False`; its other fields hold harmless finite numbers and mean nothing.
+continuous edges (pixel `i` covers `[i, i + 1)`), in the canvas of the network. `valid=False` marks a padded row;
+its other fields hold finite numbers without meaning.
 """
 
 import flax.struct
@@ -19,23 +19,23 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from numpy import ndarray
 
 # The input pipeline fills these types with NumPy arrays, the compiled steps with JAX arrays, and lowering with
-# descriptions of arrays.
+# shapes and dtypes of arrays.
 AnyArray = Array | ndarray | jax.stages.ArgInfo
 
 
 @flax.struct.dataclass
 class GroundTruth:
-    """The annotated objects of an image.
+    """Annotated objects of an image.
 
     Attributes:
         boxes: edges in pixels of the canvas.
         classes: dense class index, 0 to K - 1.
-        is_crowd: a region of many objects, or an object that VOC calls difficult: ignored in training, handed
-            to the evaluator.
+        is_crowd: True for a region of many objects (COCO's crowd) and for an object that VOC calls difficult.
+            Training ignores it; the evaluator receives it.
         valid: False for a padded slot.
-        box_stds: standard deviation of the label noise of each edge, in pixels of the canvas, or None
-            where the data set does not know it.
-        masks: visible part of each object, cropped to its box and resampled to M x M, or None.
+        box_stds: standard deviation of the label noise of each edge, in pixels of the canvas; None if the data
+            set has no such numbers.
+        masks: visible part of each object, cropped to its box and resampled to M x M; None without masks.
     """
 
     boxes: Float[AnyArray, "*b G 4"]
@@ -48,14 +48,14 @@ class GroundTruth:
 
 @flax.struct.dataclass
 class Batch:
-    """What one step of the network reads.
+    """Input of one training or evaluation step.
 
     Attributes:
         images: RGB, 0 to 255, zero outside `image_size`.
         image_size: true height and width inside the canvas, in pixels.
         scale: canvas pixels per file pixel, for x and for y.
         image_id: the id of the image in its data set.
-        valid: False for an image that only fills the batch.
+        valid: False for a padding image, added to complete the batch.
         gt: the annotated objects.
     """
 
@@ -69,7 +69,13 @@ class Batch:
 
 @flax.struct.dataclass
 class Proposals:
-    """What the RPN hands to the box head, best first."""
+    """Boxes that the RPN proposes to the second stage, best first.
+
+    Attributes:
+        boxes: edges in pixels of the canvas, inside the image.
+        objectness_logits: one score for each box.
+        valid: False for an unused slot.
+    """
 
     boxes: Float[AnyArray, "*b P 4"]
     objectness_logits: Float[AnyArray, "*b P"]
@@ -78,16 +84,16 @@ class Proposals:
 
 @flax.struct.dataclass
 class RoISamples:
-    """The RoIs that the box head is trained on, each with what it was matched to.
+    """RoIs that train the heads, each with the object it was matched to.
 
     Attributes:
-        boxes: the RoIs.
+        boxes: edges of the RoIs in pixels of the canvas.
         gt_index: slot of the matched object in `GroundTruth`.
-        gt_boxes: box of the matched object; meaningless where `is_foreground` is False.
+        gt_boxes: box of the matched object; without meaning where `is_foreground` is False.
         gt_classes: class of the matched object, K for the background.
-        is_foreground: the RoI stands for an object.
+        is_foreground: True for a RoI that is matched to an object.
         valid: False for a padded row.
-        gt_box_stds: label noise of the matched object in pixels, or None.
+        gt_box_stds: standard deviation of the label noise of the matched object in pixels, or None.
     """
 
     boxes: Float[AnyArray, "*b R 4"]
@@ -101,12 +107,12 @@ class RoISamples:
 
 @flax.struct.dataclass
 class BoxPredictions:
-    """Raw outputs of the box head for each RoI.
+    """Raw outputs of the box predictor for each RoI.
 
     Attributes:
-        class_logits: the last column is the background.
-        box_deltas: coded offsets, one row for each class, or a single row where the head is
-            class-agnostic (`Kb` is K or 1).
+        class_logits: one column for each class; the last column is the background.
+        box_deltas: coded offsets, one row for each class, or a single row for a class-agnostic head (`Kb` is K
+            or 1).
         box_log_vars: alpha = log sigma^2 of each coded offset, or None for a head without variances.
     """
 
@@ -117,19 +123,19 @@ class BoxPredictions:
 
 @flax.struct.dataclass
 class Detections:
-    """The detector's answer for an image, best first.
+    """Detections of an image, best first.
 
     Attributes:
         boxes: edges in pixels of the canvas (of the file after `unscale`).
-        scores: class probability after suppression; times what `score_by_iou` or `score_by_std` of the post-processing
-            say, and with weighted boxes fusion the mean of a cluster.
-        classes: dense class index.
-        candidate_index: row of `BoxPredictions` that each detection was made from; with `flip` of the post-processing,
-            those of the mirrored image follow those of the image.
+        scores: class probability after suppression. The post-processing multiplies it by the factors of `score_by_iou`
+            and `score_by_std` if these are set; weighted boxes fusion takes the mean of a cluster.
+        classes: dense class index, 0 to K - 1.
+        candidate_index: row of `BoxPredictions` from which each detection was made. With `flip` of the
+            post-processing, the rows of the mirrored image follow the rows of the image.
         valid: False for an unused slot.
         box_stds: standard deviation of each edge, same space as `boxes`, or None.
         masks: mask probabilities cropped to the box, or None.
-        predicted_ious: what an IoU head takes the IoU with the object for, 0 to 1, or None.
+        predicted_ious: IoU with the object as predicted by the IoU head, 0 to 1; None without such a head.
     """
 
     boxes: Float[AnyArray, "*b D 4"]
@@ -140,3 +146,17 @@ class Detections:
     box_stds: Float[AnyArray, "*b D 4"] | None = None
     masks: Float[AnyArray, "*b D m m"] | None = None
     predicted_ious: Float[AnyArray, "*b D"] | None = None
+
+
+@flax.struct.dataclass
+class TrainOutputs:
+    """Losses of one head or of the whole detector, and numbers to watch.
+
+    Attributes:
+        losses: scalars by name; training minimizes their sum. `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`,
+            `loss_box_reg`, with a mask head `loss_mask`, with an IoU head `loss_iou`.
+        metrics: scalars by name, without a gradient.
+    """
+
+    losses: dict[str, Float[AnyArray, ""]]
+    metrics: dict[str, Float[AnyArray, ""]]

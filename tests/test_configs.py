@@ -378,7 +378,7 @@ def test_the_habits_of_the_released_code(family):
     assert {name: getattr(settings, name) for name in wanted} == wanted
     model = build_model(config.model, num_classes=80)
     pooler = model.roi_heads.box_pooler
-    assert model.rpn.plus_one_widths
+    assert model.rpn.eval_proposals.plus_one_widths
     assert pooler.plus_one_widths
     assert pooler.method == "max" or not pooler.aligned
     # Without the argument nothing of it is left, and what it sets is all that differs.

@@ -80,7 +80,7 @@ def compare_rpn(
     outputs = RPNOutputs(*(tuple(map(jnp.asarray, found[name])) for name in parts))
     proposals = jax.jit(
         lambda outputs: model.rpn.apply(
-            {}, outputs, jnp.asarray(batch.image_size), train=False, method="proposals"
+            {}, outputs, jnp.asarray(batch.image_size), train=False, method="predict_proposals"
         )
     )(outputs)
     for image, theirs in enumerate(found["proposals"]):

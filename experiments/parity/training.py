@@ -33,9 +33,10 @@ def training_losses(model: GeneralizedRCNN, batch: Batch, proposals: Proposals, 
     outputs = model.rpn(pyramid, batch.images.shape[1:3])
     losses = model.rpn.losses(outputs, batch.gt, batch.valid, rpn_keys)
     samples = model.roi_heads.sample(proposals, batch.gt, batch.valid, roi_keys)
-    losses |= model.roi_heads.losses(model.roi_heads(pyramid, samples.boxes), samples).losses
-    if model.roi_heads.mask_head is not None:
-        losses |= model.roi_heads.mask_losses(pyramid, samples, batch.gt).losses
+    heads = model.roi_heads
+    losses |= heads.box_predictor.losses(heads(pyramid, samples.boxes), samples).losses
+    if heads.mask_head is not None:
+        losses |= heads.mask_head.losses(pyramid, heads.foreground_slots(samples), batch.gt).losses
     return losses, samples
 
 
@@ -43,13 +44,16 @@ def compare_training(
     model: GeneralizedRCNN, params: Any, batch: Batch, theirs: Any, images: Any, folder: pathlib.Path
 ) -> Iterator[Comparison]:
     """Compares the sampled RoIs, the losses and the gradient of every parameter; both draw by our sampler."""
-    slots = model.rpn.post_nms_topk[0]
+    slots = model.rpn.train_proposals.post_nms_topk
     rpn_keys, roi_keys = jax.random.split(jax.random.key(0), (2, 2))
 
-    def draw(key, labels, part):
+    def draw(key, labels, sampling):
         labels = jnp.asarray(np.where(labels >= 1, Label.POSITIVE, labels).astype(np.int32))
         samples = subsample_labels(
-            key, labels, num_samples=part.batch_size_per_image, positive_fraction=part.positive_fraction
+            key,
+            labels,
+            num_samples=sampling.batch_size_per_image,
+            positive_fraction=sampling.positive_fraction,
         )
         taken = np.zeros(len(labels), bool)
         taken[used(samples.indices, samples.valid)] = True
@@ -61,7 +65,7 @@ def compare_training(
         rows = np.concatenate([np.arange(len(labels) - objects), slots + np.arange(objects)])
         all_labels = np.full(slots + batch.gt.valid.shape[1], Label.IGNORE)
         all_labels[rows] = labels
-        return draw(roi_keys[image], all_labels, model.roi_heads)[rows]
+        return draw(roi_keys[image], all_labels, model.roi_heads.sampling)[rows]
 
     def mask_targets(image, boxes, index):
         masks, gt_boxes = jnp.asarray(batch.gt.masks[image]), jnp.asarray(batch.gt.boxes[image])
@@ -81,7 +85,7 @@ def compare_training(
         theirs,
         images,
         targets,
-        draw_anchors=lambda image, labels: draw(rpn_keys[image], labels, model.rpn),
+        draw_anchors=lambda image, labels: draw(rpn_keys[image], labels, model.rpn.sampling),
         draw_rois=draw_rois,
         mask_targets=mask_targets,
     )

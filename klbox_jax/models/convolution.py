@@ -14,17 +14,17 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Conv(nn.Module):
     """A 2-D convolution with torch's padding: `kernel_size // 2` zeros on every side.
 
-    Params: `kernel` [k, k, C_in / groups, C_out] and, with `use_bias`, `bias` [C_out]. Reverse-mode
-    differentiation only: the 1x1 and 3x3 forms have no forward-mode rule.
+    Params: `kernel` [k, k, C_in / groups, C_out] and, with `use_bias`, `bias` [C_out]. Supports only reverse-mode
+    differentiation: the 1x1 and 3x3 forms have no forward-mode rule.
 
     Attributes:
         features: output channels.
         kernel_size: side of the square kernel; odd, so that stride 1 keeps the size.
-        strides: step in both directions; a side of n becomes ceil(n / strides).
-        groups: channel groups; equal to both channel counts for a depthwise convolution.
+        strides: step in both directions; a side of n cells becomes ceil(n / strides).
+        groups: number of channel groups; equal to both channel counts for a depthwise convolution.
         use_bias: add a bias for each channel.
-        kernel_init: initialiser of the kernel.
-        bias_init: initialiser of the bias.
+        kernel_init: initializer of the kernel.
+        bias_init: initializer of the bias.
         dtype: dtype of the arithmetic and the output; None is that of input and params together.
     """
 
@@ -42,7 +42,7 @@ class Conv(nn.Module):
         """Returns the convolved maps.
 
         Raises:
-            ValueError: the kernel is even, or the groups do not divide the channels.
+            ValueError: the kernel size is even, or the groups do not divide the channels.
         """
         channels = x.shape[-1]
         if self.kernel_size % 2 == 0:

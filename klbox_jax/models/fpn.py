@@ -9,19 +9,19 @@ from klbox_jax.models.convolution import Conv
 
 
 def upsample_to(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b height width c"]:
-    """Doubles a map by nearest neighbour, and cuts it to the finer map's size where that is odd."""
+    """Doubles a map by nearest neighbour and crops it to the size of the finer map, which may be odd."""
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
     return x[:, :height, :width]
 
 
 class FPN(nn.Module):
-    """Joins the backbone's stages, coarse to fine, into maps of equal depth.
+    """Merges the backbone's stages, coarse to fine, into maps with the same number of channels.
 
     Attributes:
         features: channels of every level.
-        levels: the backbone stages that are joined, finest first; level `l` has stride `2 ** l`.
-        extra_levels: coarser levels made from the last one by taking each second cell (detectron2's
+        levels: the backbone stages that are merged, finest first; level `l` has stride `2 ** l`.
+        extra_levels: number of coarser levels, made from the last one by taking every second cell (detectron2's
             `LastLevelMaxPool`).
         dtype: dtype of the convolutions; None is that of input and params together.
     """
@@ -38,7 +38,7 @@ class FPN(nn.Module):
         """Returns `p2`, `p3`, ...; `stages` are the backbone's `res2`, `res3`, ..."""
         outputs = {}
         top = None
-        # No rectifier follows: unit gain (detectron2's `c2_xavier_fill`), else each sum doubles the variance.
+        # No ReLU follows, so the gain is 1 (detectron2's `c2_xavier_fill`); He's gain of 2 would double the variance.
         init = nn.initializers.lecun_normal()
         for level in reversed(self.levels):
             lateral = Conv(

@@ -1,4 +1,4 @@
-"""The two-stage detector: backbone, pyramid, proposals, box head."""
+"""The two-stage detector: backbone, feature pyramid, RPN and RoI heads."""
 
 import flax.linen as nn
 import flax.struct
@@ -9,31 +9,17 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from klbox_jax.models.fpn import FPN
 from klbox_jax.models.roi_heads import RoIHeads
 from klbox_jax.models.rpn import RPN
-from klbox_jax.structures import Batch, BoxPredictions, Proposals
-
-
-@flax.struct.dataclass
-class TrainOutputs:
-    """Losses of a batch.
-
-    Attributes:
-        losses: scalars whose sum is minimised: `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls`, `loss_box_reg`,
-            and `loss_mask`, `loss_iou` with a mask head, an IoU head.
-        metrics: scalars to watch.
-    """
-
-    losses: dict[str, Float[Array, ""]]
-    metrics: dict[str, Float[Array, ""]]
+from klbox_jax.structures import Batch, BoxPredictions, Proposals, TrainOutputs
 
 
 @flax.struct.dataclass
 class Predictions:
-    """Raw answer for a batch, before post-processing.
+    """Raw predictions for a batch, before post-processing.
 
     Attributes:
-        boxes: row `i` belongs to row `i` of `proposals`.
-        proposals: of the first stage.
-        pyramid: feature maps, for heads that look at the detections again; empty where no head does.
+        boxes: predictions of the box head; row `i` belongs to row `i` of `proposals`.
+        proposals: proposals of the first stage.
+        pyramid: feature maps, for a mask head or an IoU head, which run on the detections; empty without these heads.
     """
 
     boxes: BoxPredictions
@@ -46,10 +32,10 @@ class GeneralizedRCNN(nn.Module):
 
     Attributes:
         backbone: maps normalized images to `res2`, `res3`, ...
-        fpn: the pyramid over it, or None: then the stages themselves are `p2`, `p3`, ...
+        fpn: feature pyramid over the stages; if None, the stages themselves are `p2`, `p3`, ...
         rpn: the first stage.
         roi_heads: the second stage.
-        pixel_mean, pixel_std: of the RGB channels, 0 to 255.
+        pixel_mean, pixel_std: mean and standard deviation of the RGB channels, 0 to 255.
     """
 
     backbone: nn.Module
@@ -60,7 +46,7 @@ class GeneralizedRCNN(nn.Module):
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def pyramid(self, images: UInt8[Array, "b h w 3"], image_size: Int[Array, "b 2"]):
-        """Returns the feature maps of normalized images, whose padding is zero after normalization."""
+        """Returns the feature maps `p2`, `p3`, ... of a batch; the padding is zero after normalization."""
         mean, std = (jnp.asarray(value)[None, None, None, :] for value in (self.pixel_mean, self.pixel_std))
         x = (images.astype(jnp.float32) - mean) / std
         h, w = images.shape[1:3]
@@ -73,9 +59,9 @@ class GeneralizedRCNN(nn.Module):
         return self.fpn(stages)
 
     def init_all_heads(self, batch: Batch) -> None:
-        """Runs every module once, on an empty box an image: `init` by this method makes all parameters.
+        """Runs every module once, on one empty box for each image, so that `init` makes all parameters.
 
-        They are those that `init` by `train_forward` makes, whose losses and sampling need not be traced for it.
+        The parameters are the same as from `init` with `train_forward`, without tracing its losses and its sampling.
         """
         pyramid = self.pyramid(batch.images, batch.image_size)
         self.rpn(pyramid, batch.images.shape[1:3])
@@ -94,8 +80,8 @@ class GeneralizedRCNN(nn.Module):
 
         Args:
             batch: images and their objects.
-            key: draws the anchors, the RoIs and the jittered boxes that are trained on.
-            step: of the training, for a loss that changes with it.
+            key: random key of the sampled anchors and RoIs, the jittered boxes, the dropout and a sampled loss.
+            step: training step, for a loss with a ramp.
         """
         rpn_keys, roi_keys = jax.random.split(key, (2, batch.images.shape[0]))
         pyramid = self.pyramid(batch.images, batch.image_size)
@@ -103,29 +89,30 @@ class GeneralizedRCNN(nn.Module):
         # First stage: where may objects be?
         rpn_outputs = self.rpn(pyramid, batch.images.shape[1:3])
         rpn_losses = self.rpn.losses(rpn_outputs, batch.gt, batch.valid, rpn_keys)
-        proposals = self.rpn.proposals(rpn_outputs, batch.image_size, train=True)
+        proposals = self.rpn.predict_proposals(rpn_outputs, batch.image_size, train=True)
 
         # Second stage: what are they, and where are their edges?
         loss_key, jitter_key, dropout_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-        samples = self.roi_heads.sample(proposals, batch.gt, batch.valid, roi_keys)
-        predictions = self.roi_heads(pyramid, samples.boxes, dropout_key)
-        heads = [self.roi_heads.losses(predictions, samples, key=loss_key, step=step)]
-        if self.roi_heads.mask_head is not None:
-            heads.append(self.roi_heads.mask_losses(pyramid, samples, batch.gt))
-        if self.roi_heads.iou_head is not None:
+        heads = self.roi_heads
+        samples = heads.sample(proposals, batch.gt, batch.valid, roi_keys)
+        predictions = heads(pyramid, samples.boxes, dropout_key)
+        outputs = [heads.box_predictor.losses(predictions, samples, key=loss_key, step=step)]
+        if heads.mask_head is not None:
+            outputs.append(heads.mask_head.losses(pyramid, heads.foreground_slots(samples), batch.gt))
+        if heads.iou_head is not None:
             keys = jax.random.split(jitter_key, batch.images.shape[0])
-            heads.append(self.roi_heads.iou_losses(pyramid, batch.gt, batch.image_size, batch.valid, keys))
+            outputs.append(heads.iou_head.losses(pyramid, batch.gt, batch.image_size, batch.valid, keys))
         losses, metrics = dict(rpn_losses), {}
-        for head in heads:
-            losses |= head.losses
-            metrics |= head.metrics
+        for output in outputs:
+            losses |= output.losses
+            metrics |= output.metrics
         return TrainOutputs(losses=losses, metrics=metrics)
 
     def predict(self, batch: Batch) -> Predictions:
-        """Returns the raw predictions for each proposal; `postprocess.detect` makes detections of them."""
+        """Returns the raw predictions for each proposal, the input of `postprocess.detect`."""
         pyramid = self.pyramid(batch.images, batch.image_size)
         rpn_outputs = self.rpn(pyramid, batch.images.shape[1:3])
-        proposals = self.rpn.proposals(rpn_outputs, batch.image_size, train=False)
+        proposals = self.rpn.predict_proposals(rpn_outputs, batch.image_size, train=False)
         return Predictions(
             boxes=self.roi_heads(pyramid, proposals.boxes),
             proposals=proposals,
@@ -138,8 +125,8 @@ class GeneralizedRCNN(nn.Module):
         boxes: Float[Array, "b d 4"],
         classes: Int[Array, "b d"],
     ) -> Float[Array, "b d m m"]:
-        """Returns the masks of a batch's detections; see `RoIHeads.predict_masks`."""
-        return self.roi_heads.predict_masks(pyramid, boxes, classes)
+        """Returns the masks of a batch's detections; see `MaskHead.predict`."""
+        return self.roi_heads.mask_head.predict(pyramid, boxes, classes)
 
     def predict_iou(
         self,
@@ -147,5 +134,5 @@ class GeneralizedRCNN(nn.Module):
         boxes: Float[Array, "n 4"],
         classes: Int[Array, " n"],
     ) -> Float[Array, " n"]:
-        """Returns the predicted IoU of one image's boxes; see `RoIHeads.predict_iou`."""
-        return self.roi_heads.predict_iou(pyramid, boxes, classes)
+        """Returns the predicted IoUs of one image's boxes; see `IoUHead.predict`."""
+        return self.roi_heads.iou_head.predict(pyramid, boxes, classes)

@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, table 2) at width 1.0, as torchvision's `mobilenet_v2` has it."""
+"""MobileNetV2 (Sandler et al., CVPR 2018, table 2) at width 1.0, equal to torchvision's `mobilenet_v2`."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from klbox_jax.models.convolution import Conv
 from klbox_jax.models.normalization import FrozenBatchNorm
 
-# Expansion, output channels, blocks and stride of the first block, for each stage of the paper's table.
+# For each stage of the paper's table: expansion, output channels, number of blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -18,7 +18,7 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-# The last map of each resolution; its channels tell the stage that ends it.
+# Channels of the last map of each resolution; the channels identify its stage.
 OUT_CHANNELS = {"res2": 24, "res3": 32, "res4": 96, "res5": 320}
 OUT_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 STEM_CHANNELS = 32
@@ -26,7 +26,7 @@ HEAD_CHANNELS = 1280
 
 
 class ConvNorm(nn.Module):
-    """Convolution, frozen batch norm and, unless `linear`, ReLU6."""
+    """A convolution, frozen batch norm and, unless `linear`, ReLU6."""
 
     features: int
     kernel_size: int
@@ -37,7 +37,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w F"]:
-        """Returns the convolved, normalised maps."""
+        """Returns the convolved, normalized maps."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -52,7 +52,7 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand by 1x1, filter by depthwise 3x3, project by 1x1; a shortcut where the shape allows it."""
+    """A 1x1 expansion, a depthwise 3x3 convolution and a 1x1 projection, with a shortcut if the shape is kept."""
 
     features: int
     strides: int
@@ -72,9 +72,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """The backbone: from normalised RGB images to feature maps of four strides.
+    """The backbone: from normalized RGB images to feature maps of four strides.
 
-    A side of n pixels is ceil(n / stride) cells long. Blocks are named `block_1` to `block_17` after
+    A side of n pixels becomes ceil(n / stride) cells. Blocks are named `block_1` to `block_17` after
     torchvision's `features.1` to `features.17`.
 
     Attributes:

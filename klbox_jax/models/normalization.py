@@ -1,6 +1,6 @@
 """Frozen batch norm, for networks that start from pretrained weights.
 
-It keeps no live batch statistics, so a batch of N images is N batches of one.
+It has no live batch statistics, so a batch of N images gives the same results as N batches of one.
 """
 
 import flax.linen as nn
@@ -15,8 +15,8 @@ EPSILON = 1e-5
 class FrozenBatchNorm(nn.Module):
     """Batch norm with fixed statistics and a fixed affine part (detectron2's `FrozenBatchNorm2d`).
 
-    Its four params `scale`, `bias`, `mean`, `var` take no gradient. Weight decay does not know that: leave
-    them out of the optimizer.
+    Its four params `scale`, `bias`, `mean`, `var` have no gradient. Weight decay would still change them: exclude
+    them from the optimizer.
 
     Attributes:
         dtype: dtype of the output, or None for that of the input; the arithmetic is float32.
@@ -26,7 +26,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b C"]:
-        """Returns `(x - mean) / sqrt(var + EPSILON) * scale + bias`, folded to one multiply-add."""
+        """Returns `(x - mean) / sqrt(var + EPSILON) * scale + bias`, folded into one multiply-add."""
         shape = (x.shape[-1],)
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         params = (

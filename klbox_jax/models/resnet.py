@@ -1,13 +1,13 @@
 """ResNet-50 and ResNet-101 with frozen batch norm, for detectors that start from pretrained weights.
 
-He et al., CVPR 2016, table 1. Two variants share every shape: the original halves the map in the first 1x1
-convolution of a stage, torchvision in its 3x3 ("ResNet v1.5"). Padding is torch's, so a side of n pixels
-becomes ceil(n / stride) cells.
+He et al., CVPR 2016, table 1. There are two variants with the same shapes: the original halves the map in the first
+1x1 convolution of a stage, torchvision in the 3x3 convolution ("ResNet v1.5"). Padding is torch's, so a side of n
+pixels becomes ceil(n / stride) cells.
 """
 
 import flax.linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from klbox_jax.models.convolution import Conv
 from klbox_jax.models.normalization import FrozenBatchNorm
@@ -19,8 +19,8 @@ class Bottleneck(nn.Module):
 
     Attributes:
         features: output channels.
-        strides: of the block.
-        stride_in_1x1: which convolution has the stride: the first 1x1, or the 3x3.
+        strides: stride of the block.
+        stride_in_1x1: the first 1x1 convolution has the stride if True, the 3x3 convolution if False.
         dtype: dtype of the convolutions; None is that of the input and the params together.
     """
 
@@ -47,17 +47,17 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """The stem of stride 4 and the stages `res2` to `res5` of strides 4 to 32.
+    """A stem of stride 4 and the stages `res2` to `res5` of strides 4 to 32.
 
     Blocks are named `res2_0`, `res2_1`, ... after torchvision's `layer1.0`, `layer1.1`, ...
 
     Attributes:
-        stage_blocks: blocks of each stage: (3, 4, 6, 3) for 50 layers, (3, 4, 23, 3) for 101.
+        stage_blocks: number of blocks of each stage: (3, 4, 6, 3) for 50 layers, (3, 4, 23, 3) for 101.
         stage_features: output channels of each stage.
         stem_features: channels of the first convolution.
         stride_in_1x1: True for the original weights (MSRA's, converted by Detectron), False for torchvision's.
-        out_stages: the stages that are returned, finest first; none is built beyond the last of them. A C4
-            detector takes ("res4",) and has the rest in `Res5Head`.
+        out_stages: the returned stages, finest first; stages after the last of them are not built. A C4 detector has
+            ("res4",) and the remaining stage in `Res5Head`.
         dtype: dtype of the convolutions; None is float32 for float32 images.
     """
 
@@ -92,13 +92,13 @@ class BottleneckResNet(nn.Module):
 class Res5Head(nn.Module):
     """The last stage of the network as the box head of a C4 detector (He et al. 2016, appendix A).
 
-    It halves the pooled map, 14 x 14 x 1024 to 7 x 7 x 2048 in ResNet-50; whoever predicts from it takes the
-    mean over the map. Its blocks are named as in the backbone, `res5_0`, ...
+    It halves the pooled map, in ResNet-50 from 14 x 14 x 1024 to 7 x 7 x 2048, and takes the mean over the map. Its
+    blocks have the names of the backbone's: `res5_0`, ...
 
     Attributes:
-        blocks: of the stage.
+        blocks: number of blocks.
         features: output channels.
-        stride_in_1x1: as in the backbone.
+        stride_in_1x1: the same as in the backbone.
         dtype: dtype of the convolutions.
     """
 
@@ -108,9 +108,13 @@ class Res5Head(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "n s s c"]) -> Float[Array, "n s2 s2 c2"]:
+    def __call__(
+        self, pooled: Float[Array, "n s s c"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "n c2"]:
+        """Returns a vector for each RoI; `key` is not used, as there is no dropout."""
+        del key
         x = pooled
         for block in range(self.blocks):
             strides = 2 if block == 0 else 1
             x = Bottleneck(self.features, strides, self.stride_in_1x1, self.dtype, name=f"res5_{block}")(x)
-        return x
+        return x.mean(axis=(1, 2))

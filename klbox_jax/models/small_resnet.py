@@ -1,6 +1,6 @@
-"""A small residual network with group normalization, for training from random weights.
+"""A small residual network (He et al., CVPR 2016) with group normalization (Wu & He, ECCV 2018).
 
-He et al., CVPR 2016, and Wu & He, ECCV 2018.
+For training from random weights.
 """
 
 import functools
@@ -18,8 +18,8 @@ class BasicBlock(nn.Module):
 
     Attributes:
         features: output channels.
-        strides: of the first convolution, and of the shortcut.
-        group_size: channels that share their normalization statistics.
+        strides: stride of the first convolution and of the shortcut.
+        group_size: number of channels with common normalization statistics.
         dtype: dtype of the convolutions and the output; None is that of input and params together.
     """
 
@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
         conv = functools.partial(Conv, self.features, use_bias=False, dtype=self.dtype)
-        # Statistics are float32, whatever the dtype.
+        # Statistics are float32 with every dtype.
         norm = functools.partial(nn.GroupNorm, None, group_size=self.group_size, dtype=self.dtype)
         shortcut = x
         if x.shape[-1] != self.features or self.strides != 1:
@@ -39,13 +39,13 @@ class BasicBlock(nn.Module):
             shortcut = norm(name="shortcut_norm")(shortcut)
         x = nn.relu(norm(name="norm1")(conv(kernel_size=3, strides=self.strides, name="conv1")(x)))
         x = conv(kernel_size=3, name="conv2")(x)
-        # The residual branch starts at zero: a deep network of random weights begins as a shallow one.
+        # The residual branch starts at zero: a deep network with random weights starts as a shallow one.
         x = norm(scale_init=nn.initializers.zeros, name="norm2")(x)
         return nn.relu(x + shortcut)
 
 
 def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
-    """Turns blocks of `side` x `side` pixels into channels; pads bottom and right to whole blocks with zeros."""
+    """Turns blocks of `side` x `side` pixels into channels; zeros complete the blocks at the bottom and the right."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % side), (0, -x.shape[2] % side), (0, 0)))
     b, h, w, c = x.shape
     x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
@@ -55,14 +55,14 @@ def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 
 class ResNet(nn.Module):
     """A stem of stride 4 and stages `res2`, `res3`, ... of strides 4, 8, ...
 
-    The stem is a 3x3 convolution over 4x4 blocks of pixels: a convolution over three channels leaves most of
-    the arithmetic units of any machine idle.
+    The stem is a 3x3 convolution over 4x4 blocks of pixels, because a convolution over three channels uses few of
+    the arithmetic units of any machine.
 
     Attributes:
         stem_features: channels of the first convolution.
         stage_features: channels of each stage.
-        stage_blocks: residual blocks of each stage.
-        group_size: channels that share their normalization statistics.
+        stage_blocks: number of residual blocks of each stage.
+        group_size: number of channels with common normalization statistics.
         dtype: dtype of the convolutions and the output; None is float32 for float32 images.
     """
 

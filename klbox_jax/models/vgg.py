@@ -1,8 +1,8 @@
-"""The VGG networks that Faster R-CNN was published with: features of stride 16, and the two layers over RoIs.
+"""The VGG networks of the Faster R-CNN paper: backbones of stride 16 and the box head with two layers.
 
 VGG-16: Simonyan & Zisserman, ICLR 2015, table 1, column D. VGG-CNN-M-1024: Chatfield et al., BMVC 2014,
-table 1. Shapes of both as py-faster-rcnn's Caffe definitions have them, where the last pooling layer gives
-way to RoI pooling, of 7 x 7 bins over VGG-16 and of 6 x 6 over the other.
+table 1. All shapes are those of py-faster-rcnn's Caffe definitions, where RoI pooling replaces the last pooling
+layer, with 7 x 7 bins over VGG-16 and 6 x 6 bins over VGG-CNN-M-1024.
 """
 
 import flax.linen as nn
@@ -16,14 +16,14 @@ from klbox_jax.ops.local_response_norm import local_response_norm
 
 
 class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions; the map of the last, `conv5_3`, has stride 16.
+    """Thirteen 3x3 convolutions; the map of the last one, `conv5_3`, has stride 16.
 
-    Pooling keeps a last odd row or column, as Caffe does and torchvision does not: a side of n pixels becomes
-    ceil(n / 16) cells, the same as torchvision's where 16 divides n.
+    Pooling keeps an odd last row or column, like Caffe and unlike torchvision: a side of n pixels becomes
+    ceil(n / 16) cells, the same as in torchvision if 16 divides n.
 
     Attributes:
         stage_features: channels of the five stages.
-        stage_convs: convolutions of each.
+        stage_convs: number of convolutions of each stage.
         dtype: dtype of the convolutions; None is float32 for float32 images.
     """
 
@@ -47,10 +47,10 @@ class VGG16(nn.Module):
 class VGGCNNM1024(nn.Module):
     """Five convolutions, the first two with local response normalization and max pooling.
 
-    Caffe's layers 1 and 2 are padded by 0 and 1, and pooling is not padded. Taken as they are, a side of
-    600 pixels becomes 36 cells, and cell `i` is centred 9.5 pixels beyond the centre of its anchors, which
-    is at `16 i + 8`. Here the layers are the same, over an image padded so that a side of n pixels becomes
-    ceil(n / 16) cells and cell `i` is centred at `16 i + 8.5`. That differs from py-faster-rcnn on purpose.
+    In Caffe, layers 1 and 2 are padded by 0 and 1, and pooling is not padded. A side of 600 pixels then becomes
+    36 cells, and the centre of cell `i` is 9.5 pixels past the centre of its anchors, `16 i + 8`, in both directions.
+    Here the layers are the same, but the image is padded so that a side of n pixels becomes ceil(n / 16) cells with
+    centres at `16 i + 8.5`. This differs from py-faster-rcnn on purpose.
 
     Attributes:
         features: channels of the five convolutions.
@@ -80,7 +80,7 @@ class VGGCNNM1024(nn.Module):
 
 
 def _margins(length: int) -> tuple[int, int]:
-    """Returns the padding before and after a side: N cells read exactly 16 N + 19 pixels."""
+    """Returns the padding before and after a side of `length` pixels; N cells read exactly 16 N + 19 pixels."""
     cells = -(-length // 16)
     return 9, 16 * cells + 10 - length
 
@@ -88,12 +88,12 @@ def _margins(length: int) -> tuple[int, int]:
 class VGGBoxHead(nn.Module):
     """The fully connected layers `fc6` and `fc7` over the pooled features.
 
-    Inputs are flattened row by row, channels last. A Caffe or torch kernel of `fc6` counts channels first:
-    its reader has to permute it.
+    Inputs are flattened row by row, channels last. In a kernel of Caffe or torch, channels come first, so the reader
+    of its weights must permute `fc6`.
 
     Attributes:
-        features: width of `fc6` and `fc7`: (4096, 4096) for VGG-16, (4096, 1024) for VGG-CNN-M-1024.
-        dropout_rate: share of each layer's outputs that training drops; py-faster-rcnn has 0.5.
+        features: widths of `fc6` and `fc7`: (4096, 4096) for VGG-16, (4096, 1024) for VGG-CNN-M-1024.
+        dropout_rate: share of each layer's outputs that training drops; 0.5 in py-faster-rcnn.
         dtype: dtype of the arithmetic; None is that of input and params together.
     """
 
@@ -109,7 +109,7 @@ class VGGBoxHead(nn.Module):
 
         Args:
             pooled: the pooled features.
-            key: draws what training drops; None drops nothing.
+            key: random key of the dropout; None for no dropout.
         """
         x = pooled.reshape(pooled.shape[0], -1)
         for number, features in enumerate(self.features, start=6):
@@ -121,6 +121,6 @@ class VGGBoxHead(nn.Module):
 
 
 def dropout(x: Float[Array, "*n"], key: Key[Array, ""], *, rate: float) -> Float[Array, "*n"]:
-    """Sets a share `rate` of the values to zero, and scales the rest so that the mean stays."""
+    """Sets a share `rate` of the values to zero and scales the others, so that the mean does not change."""
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0)

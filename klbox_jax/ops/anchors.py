@@ -1,4 +1,4 @@
-"""The anchors of the RPN, as NumPy constants of a canvas."""
+"""Anchors of the RPN, as NumPy constants for one canvas size."""
 
 import dataclasses
 import math
@@ -9,27 +9,29 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True)
 class AnchorGenerator:
-    """Anchors of several sizes and shapes at each cell of each feature level.
+    """Anchors of several sizes and aspect ratios at each cell of each feature level.
 
-    Sizes and order are detectron2's (`DefaultAnchorGenerator`); with one size on each level the order is
-    torchvision's too, which lets sizes run faster than ratios.
+    Sizes and order are those of detectron2's `DefaultAnchorGenerator`. torchvision orders by ratio first and by
+    size second, which is the same order when each level has a single size.
 
     Attributes:
-        sizes: for each level, the roots of the anchors' areas, in pixels; equally many on every level.
+        sizes: for each level, the square roots of the anchor areas, in pixels; all levels have the same number.
+        strides: for each level, pixels between neighbouring cells. If a stride does not divide the canvas,
+            torchvision shortens the cells of that level. If the largest stride divides both sides, there is no such
+            level.
         aspect_ratios: height over width.
-        strides: for each level, pixels between neighbouring cells. Where a level's cells do not divide the
-            canvas, torchvision shortens them; sides that the largest stride divides have no such level.
-        offset: where an anchor stands in its cell, in cells: 0.5 is the centre; detectron2's default and
-            torchvision have 0, the corner.
+        offset: position of the anchor centre in its cell, in cells. 0.5 is the centre of the cell; detectron2 (by
+            default) and torchvision have 0, the corner.
         round_sizes: round half of each side to whole pixels, as torchvision does.
 
     Raises:
-        ValueError: the levels of `sizes` and `strides` differ in number, or levels in their number of sizes.
+        ValueError: `sizes` and `strides` have different numbers of levels, or the levels have different numbers
+            of sizes.
     """
 
     sizes: tuple[tuple[float, ...], ...]
-    aspect_ratios: tuple[float, ...]
     strides: tuple[int, ...]
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     offset: float = 0.5
     round_sizes: bool = False
 
@@ -44,15 +46,15 @@ class AnchorGenerator:
 
     @property
     def num_anchors_per_cell(self) -> int:
-        """How many anchors stand at a cell; the same on every level."""
+        """Number of anchors at each cell, the same on every level."""
         return len(self.sizes[0]) * len(self.aspect_ratios)
 
     def grid(self, image_hw: tuple[int, int]) -> list[Float[np.ndarray, "_anchors 4"]]:
-        """The anchors of a canvas of `image_hw` pixels, one float32 array for each level.
+        """Returns the anchors of a canvas of `image_hw` = (height, width) pixels, one float32 array for each level.
 
-        A level has ceil(height / stride) rows of ceil(width / stride) cells. Anchors are centred `offset` cells
-        into their cell and not clipped. The order is that of a head's output [rows, columns, anchors]: by row, column,
-        size, aspect ratio, the last running fastest.
+        A level has ceil(height / stride) rows of ceil(width / stride) cells. Anchors are not clipped. Their order is
+        that of a head's output [rows, columns, anchors]: by row, column, size, aspect ratio; the last index runs
+        fastest.
         """
         return [
             self._level_grid(image_hw, level_sizes, stride)

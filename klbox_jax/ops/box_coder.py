@@ -1,10 +1,10 @@
-"""Box offsets relative to a reference box (an anchor or a proposal), and back.
+"""Box coders: boxes as offsets from a reference box (an anchor or a proposal), and back.
 
-A coder is a static, hashable value. All arrays carry any leading axes, which broadcast: the deltas of a head
-with one box per class, [R, K, 4], are decoded against references of shape [R, 1, 4].
+A coder is a static, hashable value. Arrays may have any leading axes, which broadcast: the deltas of a head
+with one box per class, [R, K, 4], are decoded with references of shape [R, 1, 4].
 
-Detectron's coders count whole pixels, and a box from x1 to x2 is x2 - x1 + 1 wide. With every x2 and y2 moved to the
-end of its pixel, 1 further, their offsets are the ones here.
+In Detectron, boxes are whole pixels: a box from x1 to x2 has the width x2 - x1 + 1. Add 1 to its x2 and y2, and its
+offsets are the same as here.
 """
 
 import dataclasses
@@ -13,21 +13,21 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Largest growth of a side that a decoded box may ask for, as in Detectron.
+# Largest factor by which a decoded side may grow, Detectron's value.
 _MAX_RATIO = 1000.0 / 16.0
-# Shorter sides (pixels) count as this long, so that padded rows stay finite; real boxes are larger.
+# Smallest side in pixels that enters a division, so that padded rows stay finite; real boxes are larger.
 _MIN_SIZE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class CornerBoxCoder:
-    """Offsets of the four edges, in widths and heights of the reference, times `weights`.
+    """Codes the four edges as offsets in widths and heights of the reference, times `weights`.
 
-    Linear in the box, so that a standard deviation is coded by the same scale as the offset. It is the
-    parametrisation of KL Loss (He et al. 2019, section 3.1).
+    The code is linear in the box, so a standard deviation is coded by the same scale as its offset. This is the
+    parametrization of KL Loss (He et al. 2019, section 3.1).
 
     Attributes:
-        weights: of the offsets of x1, y1, x2, y2.
+        weights: factors of the offsets of x1, y1, x2, y2.
     """
 
     weights: tuple[float, float, float, float] = (10.0, 10.0, 10.0, 10.0)
@@ -35,16 +35,16 @@ class CornerBoxCoder:
     def encode(
         self, boxes: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """The deltas that `decode` turns into `boxes`."""
+        """Returns the deltas of `boxes`, the inverse of `decode`."""
         return (boxes - references) / self._pixels_per_unit(references)
 
     def decode(
         self, deltas: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """The boxes in pixels that `deltas` stand for.
+        """Returns the boxes of `deltas`, in pixels.
 
         An edge moves by at most 1000 / 16 sides of the reference. The edges are not put in order: a box
-        whose deltas cross comes back with x1 > x2.
+        whose edges cross comes back with x1 > x2.
         """
         weights = jnp.broadcast_to(jnp.asarray(self.weights, deltas.dtype), deltas.shape)
         deltas = jnp.clip(deltas, -_MAX_RATIO * weights, _MAX_RATIO * weights)
@@ -53,13 +53,13 @@ class CornerBoxCoder:
     def encode_stds(
         self, stds: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """Standard deviations of the deltas, from those of the edges in pixels."""
+        """Returns the standard deviations of the deltas from those of the edges in pixels."""
         return stds / self._pixels_per_unit(references)
 
     def decode_stds(
         self, coded_stds: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """Standard deviations of the edges in pixels, from those of the deltas."""
+        """Returns the standard deviations of the edges in pixels from those of the deltas."""
         return coded_stds * self._pixels_per_unit(references)
 
     def _pixels_per_unit(self, references: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
@@ -72,13 +72,13 @@ class CornerBoxCoder:
 
 @dataclasses.dataclass(frozen=True)
 class CenterBoxCoder:
-    """Offsets of the centre in sides of the reference and log ratios of the sides, times `weights`.
+    """Codes the centre as offsets in sides of the reference and the sides as log ratios, times `weights`.
 
-    The parametrisation of R-CNN (Girshick et al. 2014, appendix C), with detectron2's defaults. It is not
-    linear in the box and codes no standard deviations.
+    The parametrization of R-CNN (Girshick et al. 2014, appendix C), with detectron2's defaults. It is not
+    linear in the box, so it cannot code standard deviations.
 
     Attributes:
-        weights: of dx, dy, dw, dh.
+        weights: factors of dx, dy, dw, dh.
     """
 
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
@@ -86,7 +86,7 @@ class CenterBoxCoder:
     def encode(
         self, boxes: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """The deltas that `decode` turns into `boxes`."""
+        """Returns the deltas of `boxes`, the inverse of `decode`."""
         box_width, box_height = _sizes(boxes)
         box_x, box_y = _centers(boxes)
         width, height = _sizes(references)
@@ -105,7 +105,7 @@ class CenterBoxCoder:
     def decode(
         self, deltas: Float[Array, "*#b 4"], references: Float[Array, "*#b 4"]
     ) -> Float[Array, "*_out 4"]:
-        """The boxes in pixels that `deltas` stand for; a side grows at most 1000 / 16 times."""
+        """Returns the boxes of `deltas`, in pixels; a side grows at most by the factor 1000 / 16."""
         width, height = _sizes(references)
         x, y = _centers(references)
         weight_x, weight_y, weight_w, weight_h = self.weights

@@ -1,4 +1,4 @@
-"""Ground-truth boxes shaken to a chosen IoU: what IoU-Net's IoU head is trained on."""
+"""Jitters ground-truth boxes to a chosen IoU: the training boxes of IoU-Net's IoU head."""
 
 import flax.struct
 import jax
@@ -8,22 +8,22 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from klbox_jax.ops.boxes import clip_to_image, is_nonempty, paired_iou
 from klbox_jax.structures import AnyArray, GroundTruth
 
-# How much farther the search goes than an unclipped box ever has to: where the border stops the fastest edges,
-# the slower ones have to reach the target.
+# Factor on the largest distance that an unclipped box can need: when the image border stops the fastest edges, the
+# slower ones have to move farther to reach the target IoU.
 _REACH = 8.0
-# Halvings of the search; the last one moves an edge by a millionth of the box's side.
+# Bisection steps; the last one moves an edge by a millionth of the box's side.
 _NUM_BISECTIONS = 23
 
 
 @flax.struct.dataclass
 class JitteredBoxes:
-    """Boxes near objects, and how near.
+    """Boxes near objects, with their IoUs.
 
     Attributes:
         boxes: in pixels of the canvas, inside the image; zeros where not valid.
         gt_index: slot of the object in `GroundTruth`; 0 where not valid.
         iou: IoU of each box with its object; 0 where not valid.
-        valid: False where there is nothing to shake.
+        valid: False for an unused slot: no object, or its part inside the image is too small.
     """
 
     boxes: Float[AnyArray, "*b S 4"]
@@ -42,28 +42,36 @@ def jitter_boxes(
 ) -> JitteredBoxes:
     """Draws boxes whose IoU with an object is uniform between `min_iou` and 1.
 
-    IoU-Net (Jiang et al., ECCV 2018, section 3.1) trains its IoU head on shaken ground-truth boxes with an IoU
-    of at least 0.5, balanced over the IoU, rather than on proposals; it does not say how they are shaken. Here
-    a target IoU is drawn first, then a direction for the four edges (in units of the box's sides, uniform on
-    the surface of a cube), and the box moves along it until its IoU is the target. The IoU never rises on the
-    way, so bisection finds the place: the balance is exact, and no draw is thrown away.
+    IoU-Net (Jiang et al., ECCV 2018, section 3.1) trains its IoU head on jittered ground-truth boxes with IoUs
+    of at least 0.5, balanced over the IoU, and not on proposals; the paper does not define the jitter. Here a
+    target IoU is drawn first, then a direction of the four edges (in units of the box's sides, uniform on the
+    surface of a cube). The box moves along it until its IoU is the target. The IoU never rises on the way, so
+    bisection finds the distance: the balance is exact, and no draw is rejected.
 
-    Boxes are clipped to the image as they move, as detections are. Along some directions an object at the
-    border cannot grow enough; its box then has the smallest IoU to be had there, above the target. One that
-    reaches out of the image cannot be covered; its IoU is at most the share that lies inside. `iou` is always
-    that of the box returned.
+    Boxes are clipped to the image as they move, like detections. In some directions an object at the border
+    cannot grow enough; its box then has the smallest possible IoU, which is above the target. An object that
+    is partly outside the image cannot be covered; its IoU is at most the share of its area inside. `iou` is
+    always the IoU of the returned box.
 
     Args:
         key: random key; the same key and objects give the same boxes.
-        gt: ground truth of one image. Padded slots, crowd regions and boxes without area are left alone.
+        gt: ground truth of one image. Padded slots, crowd regions and boxes without area are not used.
         image_size: height and width in pixels.
-        num_samples: size of the result, spread over the objects as evenly as it divides, at random.
+        num_samples: number of boxes, divided evenly among the objects; a random choice of them gets the remainder.
         min_iou: smallest IoU, positive.
 
     Returns:
-        `JitteredBoxes` of `num_samples` rows. A row is not valid where there is no object, or where the share
-        of its object inside the image is below `min_iou`.
+        `JitteredBoxes` of `num_samples` rows. A row is not valid if there is no object, or if the share of its
+        object inside the image is below `min_iou`.
     """
+    if gt.boxes.shape[0] == 0:
+        zeros = jnp.zeros(num_samples)
+        return JitteredBoxes(
+            boxes=jnp.zeros((num_samples, 4)),
+            gt_index=jnp.zeros(num_samples, jnp.int32),
+            iou=zeros,
+            valid=zeros > 0,
+        )
     order_key, target_key, direction_key = jax.random.split(key, 3)
     may_use = gt.valid & ~gt.is_crowd & is_nonempty(gt.boxes)
     order = jnp.argsort(jnp.where(may_use, jax.random.uniform(order_key, may_use.shape), 2.0))
@@ -86,7 +94,7 @@ def jitter_boxes(
         is_near = moved(middle)[1] >= target
         return jnp.where(is_near, middle, near), jnp.where(is_near, far, middle)
 
-    # Unclipped, one edge moves by `distance` sides, which alone leaves an IoU of at most 1 / (1 + distance).
+    # Without clipping, one edge moves by `distance` sides, and the IoU is at most 1 / (1 + distance).
     near = jnp.zeros(num_samples)
     far = jnp.full(num_samples, _REACH * (1.0 / min_iou - 1.0))
     near, _ = jax.lax.fori_loop(0, _NUM_BISECTIONS, bisect, (near, far))

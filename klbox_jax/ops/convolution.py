@@ -1,9 +1,9 @@
-"""Convolutions of the 1x1, the 3x3 and the depthwise 3x3 kernel, in forms that are fast on a CPU.
+"""Convolutions with 1x1, 3x3 and depthwise 3x3 kernels, in forms that are fast on CPUs.
 
-XLA's CPU backend runs a 1x1 convolution at half the speed of the same product written as a dot, the kernel's
-gradient of a 3x3 one over a large map at half the speed of nine products, and a depthwise convolution 10 to 50
-times slower than nine shifted multiply-adds. The lowering chooses by platform, so accelerators still see
-convolutions; params and results are the same either way.
+XLA's CPU backend runs a 1x1 convolution at half the speed of the same product written as a dot, the kernel gradient
+of a 3x3 convolution over a large map at half the speed of nine products, and a depthwise convolution 10 to 50
+times slower than nine shifted multiply-adds. The lowering chooses the form by platform, so accelerators still get
+convolutions. Parameters and results are the same on all platforms.
 """
 
 import functools
@@ -14,17 +14,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Cells of a batch from which on a CPU sums the kernel's gradient of a 3x3 convolution as nine products. Two images of
-# 80 x 80 cells and 256 channels take half the convolution's time, one of 200 x 336 a sixth; smaller maps gain nothing.
+# On a CPU, the kernel gradient of a 3x3 convolution is a sum of nine products if the batch has at least this many
+# output cells. With 256 channels, two images of 80 x 80 cells then take half the time of the convolution, one image of
+# 200 x 336 cells a sixth; smaller maps gain nothing.
 MANY_CELLS = 10_000
-# Batch, rows and columns of both operands are summed over.
+# Dimension numbers of `dot_general`: contracts batch, rows and columns of both operands.
 _OVER_CELLS = (((0, 1, 2), (0, 1, 2)), ((), ()))
 
 
 def conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "k k c F"], strides: int, groups: int = 1
 ) -> Float[Array, "B h w F"]:
-    """Returns XLA's own convolution, padded by `k // 2` on every side."""
+    """Returns XLA's convolution, padded by `k // 2` on every side."""
     padding = (kernel.shape[0] // 2,) * 2
     return lax.conv_general_dilated(
         x,
@@ -36,15 +37,15 @@ def conv(
     )
 
 
-# The forms below write out their rule for gradients, so that (x, kernel) is kept for the backward pass
-# and not the union of what every platform's branch would keep.
+# The functions below define their gradients explicitly, so that only (x, kernel) is kept for the backward pass.
+# Otherwise JAX would keep the residuals of every platform's branch.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def pointwise_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "1 1 C F"], strides: int
 ) -> Float[Array, "B h w F"]:
-    """Returns the 1x1 convolution; a dot on CPU."""
+    """Returns the 1x1 convolution, computed as a dot on CPUs."""
     convolved = functools.partial(conv, strides=strides)
     return lax.platform_dependent(x, kernel, cpu=functools.partial(_dot, strides=strides), default=convolved)
 
@@ -58,7 +59,7 @@ def _pointwise_forward(x, kernel, strides):
 
 
 def _pointwise_backward(strides, residuals, cotangent):
-    # The transpose rule of the product would transpose the cotangent, the large operand, and compute it twice for that.
+    # The transpose rule of the product would transpose the cotangent, the large operand, and compute it twice.
     def dotted(x, kernel, cotangent):
         kernel_gradient = _product_over_cells(x[:, ::strides, ::strides], cotangent)
         x_gradient = cotangent @ kernel[0, 0].T
@@ -77,15 +78,15 @@ pointwise_conv.defvjp(_pointwise_forward, _pointwise_backward)
 
 def _product_over_cells(x, cotangent):
     """Returns the sum over batch and cells of `x[c] * cotangent[f]`, [C, F]."""
-    # The backend transposes the left operand of such a product: let that be the one with fewer channels.
+    # The backend transposes the left operand of this product: use the one with fewer channels.
     if x.shape[-1] < cotangent.shape[-1]:
         return lax.dot_general(x, cotangent, _OVER_CELLS)
-    # Without the barrier the compiler turns this product into the one above.
+    # Without the barrier, the compiler rewrites this product to the one above.
     return lax.optimization_barrier(lax.dot_general(cotangent, x, _OVER_CELLS)).T
 
 
 def _gradients_of(function):
-    """The transposes of a function that is linear in either argument."""
+    """Returns the gradients of a function that is linear in each argument, from its transposes."""
 
     def gradients(x, kernel, cotangent):
         (x_gradient,) = jax.linear_transpose(lambda x: function(x, kernel), x)(cotangent)
@@ -99,7 +100,7 @@ def _gradients_of(function):
 def full_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C F"], strides: int
 ) -> Float[Array, "B h w F"]:
-    """Returns the 3x3 convolution; over a large map its kernel's gradient is nine products on CPU."""
+    """Returns the 3x3 convolution; on CPUs its kernel gradient over a large map is computed as nine products."""
     return conv(x, kernel, strides)
 
 
@@ -123,14 +124,15 @@ full_conv.defvjp(_full_forward, _full_backward)
 
 
 def _full_kernel_gradient(x, cotangent, strides):
-    """One product for each tap and image, one tap after the other, which spares the memory of nine shifted maps.
+    """Returns the kernel gradient as one product for each tap and image.
 
-    The batch is left to one sum at the end, as in `_depthwise_kernel_gradient`.
+    The taps run one after the other, so that memory holds one shifted map and not nine. The batch is summed once
+    at the end; `_depthwise_kernel_gradient` says why.
     """
     batch, height, width, features = cotangent.shape
     channels = x.shape[-1]
     padded = _pad_one(x)
-    # The backend transposes the left operand of each product unless that was done before.
+    # Transposed once here; otherwise the backend transposes the left operand in each product.
     left = lax.optimization_barrier(cotangent.reshape(batch, height * width, features).swapaxes(1, 2))
 
     def product(tap):
@@ -146,7 +148,7 @@ def _full_kernel_gradient(x, cotangent, strides):
 def depthwise_conv(
     x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 1 C"], strides: int
 ) -> Float[Array, "B h w C"]:
-    """Returns the depthwise 3x3 convolution; nine shifted multiply-adds on CPU."""
+    """Returns the depthwise 3x3 convolution, computed as nine shifted multiply-adds on CPUs."""
     convolved = functools.partial(conv, strides=strides, groups=x.shape[-1])
     return lax.platform_dependent(
         x, kernel, cpu=functools.partial(_shifted, strides=strides), default=convolved
@@ -163,8 +165,8 @@ def _depthwise_forward(x, kernel, strides):
 
 
 def _depthwise_backward(strides, residuals, cotangent):
-    # The transpose of `_shifted` would reduce nine products over B, H and W, which XLA's CPU backend does ten
-    # times slower than the loop over rows.
+    # The transpose of `_shifted` would reduce nine products over B, H and W. XLA's CPU backend is ten times slower at
+    # that than at the loop over rows.
     def shifted(x, kernel, cotangent):
         return (
             _depthwise_input_gradient(cotangent, kernel, strides, x.shape[1], x.shape[2]),
@@ -196,7 +198,7 @@ def _sum_of_taps(padded, kernel, strides, height, width):
 
 
 def _depthwise_input_gradient(cotangent, kernel, strides, height, width):
-    """Correlates the cotangent, spread out by the stride, with the flipped kernel."""
+    """Returns the input gradient: correlates the cotangent, dilated by the stride, with the flipped kernel."""
 
     def spread(side, count):
         return 1, side - strides * (count - 1), strides - 1
@@ -207,10 +209,10 @@ def _depthwise_input_gradient(cotangent, kernel, strides, height, width):
 
 
 def _depthwise_kernel_gradient(x, cotangent, strides):
-    """Sums the rows of each tap's product in a loop; batch and columns are left to one small sum at the end.
+    """Returns the kernel gradient: sums the rows of each tap's product in a loop, then batch and columns once.
 
-    The batch axis stays in the running sums, so that a batch that is split over devices is summed across
-    them once and not in every turn of the loop.
+    The running sums keep the batch axis, so that a batch that is split over devices is summed across them once and
+    not in every iteration of the loop.
     """
     batch, height, width, channels = cotangent.shape
     padded = _pad_one(x)

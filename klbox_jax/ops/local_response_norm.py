@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Of both layers of VGG-CNN-M-1024, from its Caffe definition in py-faster-rcnn.
+# Values of both layers of VGG-CNN-M-1024, from its Caffe definition in py-faster-rcnn.
 SIZE = 5
 ALPHA = 5e-4
 BETA = 0.75
@@ -13,8 +13,8 @@ K = 2.0
 def local_response_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
     """Divides each channel by `(K + ALPHA / SIZE * sum of squares of the SIZE channels around it) ** BETA`.
 
-    Channels beyond the first and the last count as zero. Agrees with Caffe and torch, which divide alpha by
-    the size of the window; the paper does not. The arithmetic is float32.
+    Channels before the first and after the last count as zero. Agrees with Caffe and torch, which divide alpha
+    by the size of the window; the paper does not. The arithmetic is float32.
     """
     channels = x.shape[-1]
     squares = jnp.square(x.astype(jnp.float32))

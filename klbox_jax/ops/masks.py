@@ -1,4 +1,4 @@
-"""From the masks of annotated objects to the training targets of RoIs."""
+"""Mask targets: crops the masks of annotated objects to RoIs."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
@@ -12,19 +12,19 @@ def crop_and_resize_masks(
     *,
     output_size: int,
 ) -> Float[Array, "r s s"]:
-    """Returns which bins of each RoI its object covers: 1 or 0 (He et al. 2017, section 3.1).
+    """Returns 1 for each bin of a RoI that its object covers and 0 for the others (He et al. 2017, section 3.1).
 
-    The mask is read at the centre of each bin, by bilinear interpolation between the centres of its cells,
-    and counts from one half on; outside the object's box it is 0. detectron2's `BitMasks.crop_and_resize`
-    means the mask of the whole image over each bin before it thresholds, so targets differ in bins that the
-    outline crosses.
+    The mask is read at the centre of each bin, by bilinear interpolation between the centres of its cells; the
+    bin is 1 if the value is 0.5 or more. Outside the object's box the mask is 0. detectron2's
+    `BitMasks.crop_and_resize` averages the mask of the whole image over each bin before the threshold, so
+    targets differ in bins on the outline of the object.
 
     Args:
-        masks: of all objects of an image, 0 or 1, each filling its box.
-        mask_boxes: their boxes, in pixels of the canvas; one without size covers nothing.
+        masks: masks of all objects of an image, 0 or 1; each fills its box.
+        mask_boxes: boxes of the masks, in pixels of the canvas; a box without area covers nothing.
         boxes: RoIs in pixels of the canvas.
-        gt_index: row of `masks` that each RoI stands for.
-        output_size: bins along each side.
+        gt_index: row of `masks` of each RoI's object.
+        output_size: number of bins along each side.
     """
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
     mask_x1, mask_y1, mask_x2, mask_y2 = jnp.moveaxis(mask_boxes[gt_index].astype(jnp.float32), -1, 0)
@@ -51,7 +51,7 @@ def _sampling_matrix(
     has_length = length > 0
     shares = (positions - mask_start[:, None]) / jnp.where(has_length, length, 1.0)[:, None]
     inside = (shares >= 0.0) & (shares <= 1.0) & has_length[:, None]
-    # Between the outermost centres and the edge of the box the mask goes on as it is.
+    # Between the outermost cell centres and the edge of the box the mask keeps its value.
     positions = jnp.clip(shares * cells - 0.5, 0.0, cells - 1.0)
     distance = positions[:, :, None] - jnp.arange(cells, dtype=jnp.float32)[None, None, :]
     return jnp.where(inside[:, :, None], jnp.maximum(0.0, 1.0 - jnp.abs(distance)), 0.0)

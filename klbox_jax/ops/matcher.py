@@ -1,4 +1,4 @@
-"""Which ground-truth box each anchor or proposal stands for."""
+"""Matches anchors or proposals to ground-truth boxes."""
 
 import enum
 
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int
 from klbox_jax.ops.boxes import area, pairwise_intersection, pairwise_iou
 from klbox_jax.structures import AnyArray, GroundTruth
 
-# A box that lies in a crowd region by this share of its own area is neither right nor wrong.
+# A box with this share of its area inside a crowd region is ignored: it is neither right nor wrong.
 _CROWD_OVERLAP = 0.5
 
 
 class Label(enum.IntEnum):
-    """What a box is trained as."""
+    """Training label of a box."""
 
     IGNORE = -1
     NEGATIVE = 0
@@ -24,13 +24,13 @@ class Label(enum.IntEnum):
 
 @flax.struct.dataclass
 class MatchResult:
-    """The answer for each box.
+    """Matches of a set of boxes.
 
     Attributes:
-        gt_index: slot of the ground truth of the largest IoU, the first of equals; 0 where nothing overlaps,
-            so meaningful only beside `labels` or `iou`.
+        gt_index: slot of the ground truth with the largest IoU, the first one of equal IoUs; 0 if nothing
+            overlaps, so read it together with `labels` or `iou`.
         labels: values of `Label`.
-        iou: the largest IoU with a ground truth that may be matched, 0 where there is none.
+        iou: largest IoU with a ground truth that may be matched, 0 if there is none.
     """
 
     gt_index: Int[AnyArray, "*b n"]
@@ -47,29 +47,33 @@ def match_boxes(
 ) -> MatchResult:
     """Labels each box by its IoU with the ground truth of one image (detectron2's `Matcher`).
 
-    A box is POSITIVE from the upper threshold on, NEGATIVE below the lower one, IGNORE between them. Padded
-    ground truth counts for nothing. A crowd region is never matched; a box that is not POSITIVE and has at
-    least half of its area inside one becomes IGNORE. Without any ground truth every box is NEGATIVE.
+    A box is POSITIVE if its IoU is at least the upper threshold, NEGATIVE if it is below the lower one, and
+    IGNORE between them. Padded ground truth is not used. A crowd region is never matched; a box that is not
+    POSITIVE and has at least half of its area inside one becomes IGNORE. Without ground truth every box is
+    NEGATIVE.
 
     Args:
         boxes: anchors or proposals, in pixels of the canvas.
-        gt: ground truth of the same canvas, with at least one slot.
-        thresholds: lower and upper IoU; equal ones leave nothing between.
-        allow_low_quality_matches: for each ground truth, the boxes of the largest IoU with it (all of them
-            when tied, and only if they overlap it) become POSITIVE too. They keep their own `gt_index`.
+        gt: ground truth of the same canvas.
+        thresholds: lower and upper IoU; with equal ones no box is between them.
+        allow_low_quality_matches: for each ground truth, the boxes with the largest IoU (all of them if tied,
+            and only if they overlap it) become POSITIVE too. They keep their own `gt_index`.
 
     Returns:
         `MatchResult` of n rows.
     """
     low, high = thresholds
     num_gt = gt.boxes.shape[0]
+    if num_gt == 0 or boxes.shape[0] == 0:
+        zeros = jnp.zeros(boxes.shape[0], jnp.int32)
+        return MatchResult(gt_index=zeros, labels=zeros + Label.NEGATIVE, iou=zeros.astype(jnp.float32))
     may_match = gt.valid & ~gt.is_crowd
     iou = jnp.where(may_match[:, None], pairwise_iou(gt.boxes, boxes), 0.0)
-    # Equality is tested against maxima below. Computed twice, inside two fused loops, an IoU could differ in
-    # its last bit; the barrier makes it one array.
+    # IoUs are compared with their maxima for equality below. If XLA computed them twice, in two fused loops, an IoU
+    # could differ in its last bit; the barrier makes them one array.
     iou = jax.lax.optimization_barrier(iou)
     best_iou = jnp.max(iou, axis=0)
-    # The first slot that holds the maximum: XLA's argmax is several times slower on CPU.
+    # The first slot with the maximum; XLA's argmax is several times slower on CPU.
     slot = jnp.arange(num_gt, dtype=jnp.int32)
     gt_index = jnp.min(jnp.where(iou == best_iou[None, :], slot[:, None], num_gt - 1), axis=0)
 

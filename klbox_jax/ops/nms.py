@@ -1,4 +1,4 @@
-"""Hard non-maximum suppression, exact and of fixed shape."""
+"""Hard non-maximum suppression, exact and with fixed shapes."""
 
 import flax.struct
 import jax
@@ -11,7 +11,7 @@ from klbox_jax.structures import AnyArray
 
 @flax.struct.dataclass
 class NmsResult:
-    """The surviving boxes, best first, then unused slots.
+    """Surviving boxes, best first, then unused slots.
 
     Attributes:
         indices: row of the input; 0 where `valid` is False.
@@ -31,17 +31,20 @@ def hard_nms(
     max_outputs: int | None = None,
     classes: Int[Array, " n"] | None = None,
 ) -> NmsResult:
-    """Greedy NMS: a box falls to any better surviving box whose IoU with it is above the threshold.
+    """Runs greedy NMS: a box is removed if its IoU with a better surviving box is above the threshold.
 
-    Equal scores rank by row. An IoU equal to the threshold does not suppress (as in torchvision).
+    Boxes with equal scores rank by row. An IoU equal to the threshold does not remove: a float32 IoU is compared
+    with the threshold in float32. torchvision compares a float32 IoU with a threshold in float64, so at equality
+    it does remove for the thresholds 0.1, 0.2, 0.3, 0.4, 0.6 and 0.8, whose float32 values are above the float64
+    ones.
 
     Args:
-        boxes: in pixels.
-        scores: any order; need not be sorted.
-        valid: rows that are False neither suppress nor survive; their content is not looked at.
+        boxes: in pixels; n may be 0.
+        scores: scores of the boxes, in any order.
+        valid: False for rows that neither suppress nor survive; their values are not used.
         iou_threshold: largest IoU that two surviving boxes may have.
-        max_outputs: how many slots the result has, all n if None; the best survivors fill them.
-        classes: where given, boxes of different classes leave each other alone.
+        max_outputs: number of slots of the result, filled with the best survivors; n if None.
+        classes: if given, only boxes of the same class suppress each other.
 
     Returns:
         `NmsResult` of `max_outputs` slots.
@@ -55,7 +58,7 @@ def hard_nms(
     )
     num_boxes = boxes.shape[0]
     num_slots = num_boxes if max_outputs is None else max_outputs
-    # Survivors to the front, in order: top_k of a float vector is XLA's fastest way to do so on CPU.
+    # Moves the survivors to the front, in order: on CPU, top_k of a float vector is XLA's fastest way.
     rank = jnp.where(keep, jnp.arange(num_boxes, 0, -1, dtype=jnp.float32), 0.0)
     rank, position = jax.lax.top_k(rank, min(num_slots, num_boxes))
     indices = jnp.where(rank > 0, order[position], 0)
@@ -70,11 +73,11 @@ def suppress_sorted(
     iou_threshold: float,
     classes: Int[Array, " n"] | None = None,
 ) -> Bool[Array, " n"]:
-    """Which of the boxes, sorted best first, survive `hard_nms`.
+    """Returns True for each box that survives `hard_nms`; the boxes are sorted, best first.
 
-    A box survives exactly if no better survivor suppresses it. Started from "all survive" and applied to its
-    own answer, that rule settles one more box of the greedy order at least in every round, so the fixed point
-    is the greedy answer; boxes in clusters need a few rounds, a chain of n boxes needs n.
+    A box survives if and only if no better survivor suppresses it. The rule is first applied to "all survive",
+    then to its own result until nothing changes. Each round settles at least one more box of the greedy order, so
+    the fixed point is the greedy result. Clustered boxes need a few rounds, a chain of n boxes needs n.
     """
     num_boxes = boxes.shape[0]
     num_padding = -num_boxes % 32
@@ -83,7 +86,7 @@ def suppress_sorted(
     suppresses = (pairwise_iou(suppressors, boxes) > iou_threshold) & (row[:, None] < column[None, :])
     if classes is not None:
         suppresses &= jnp.pad(classes, (0, num_padding))[:, None] == classes[None, :]
-    # 32 suppressors a word: a round then reads n * n / 8 bytes and costs little beside the IoUs.
+    # 32 suppressors in a word: a round then reads n * n / 8 bytes and costs little compared with the IoUs.
     suppresses = _pack_rows(suppresses)
 
     def next_round(keep):
@@ -99,7 +102,8 @@ def suppress_sorted(
 
 
 def _pack_rows(rows: Bool[Array, "n m"]) -> UInt32[Array, "w m"]:
-    """Packs each 32 rows into one row of 32-bit words; n is a multiple of 32."""
+    """Packs groups of 32 rows into one row of 32-bit words; n is a multiple of 32."""
+    count, columns = rows.shape
     bit = jnp.left_shift(jnp.uint32(1), jnp.arange(32, dtype=jnp.uint32))
-    words = jnp.where(rows.reshape(-1, 32, rows.shape[1]), bit[None, :, None], jnp.uint32(0))
+    words = jnp.where(rows.reshape(count // 32, 32, columns), bit[None, :, None], jnp.uint32(0))
     return jnp.sum(words, axis=1, dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""The rectifier, whose gradient needs its output alone."""
+"""ReLU with a gradient that needs only its output."""
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,14 @@ from jaxtyping import Array, Float
 def relu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Returns `max(x, 0)`, NaN for NaN; the gradient at 0 is 0.
 
-    Equal to `jax.nn.relu`, for reverse mode only. The output is the next layer's input and so is kept for the
-    gradient anyway; from it one sees where the input was positive. With `jax.nn.relu` XLA works the output out
-    again on the way back, for which it keeps the convolution's result and the shortcut too: a sixth more temporary
-    memory in a bottleneck ResNet's training step. Behind a norm that is computed from the activations it does harm: the
-    step of configs/scenes.py takes a third longer with it on CPUs.
+    Equal to `jax.nn.relu`, but only for reverse-mode differentiation. The output is the next layer's input, so it is
+    kept for the gradient anyway, and it shows where the input was positive. With `jax.nn.relu`, XLA computes the output
+    again in the backward pass and keeps the convolution's result and the shortcut for that: a sixth more temporary
+    memory in the training step of a bottleneck ResNet. After a norm that is computed from the
+    activations, such as group norm, use `jax.nn.relu`: with this form the step of configs/scenes.py takes a third
+    longer on CPUs.
     """
-    # Not a maximum: that has one large operand, and XLA copies such operations into all that read them.
+    # Not `maximum`: it has a single large operand, and XLA copies such operations into each operation that reads them.
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
 

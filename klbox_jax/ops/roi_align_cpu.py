@@ -1,9 +1,10 @@
-"""RoIAlign from the few cells that each RoI reads: the form for CPUs.
+"""RoIAlign for CPUs: gathers the few cells that each RoI reads.
 
-As matrices, the interpolation is mostly zeros. Here a bin is a sum over its taps, the cells beside its samples,
-which XLA's CPU backend makes a single vectorised loop without intermediate arrays. The transpose would be a scatter,
-which it runs one cell at a time; instead each RoI adds, in small windows over the cells that it reads, a product of
-dense weights and its cotangent. RoIs without weight in a map cost next to nothing there.
+The interpolation matrices of `roi_pooling` are mostly zeros, and a CPU has no matrix unit. Here a bin is a sum over its
+taps: the cells next to its samples, with their weights. XLA's CPU backend compiles that to a single vectorized loop
+without intermediate arrays. The transpose would be a scatter, which it runs one cell at a time. Instead, each RoI adds
+a product of dense weights and its cotangent, in small windows over the cells that it reads. A RoI without weight in a
+map costs almost nothing.
 """
 
 import functools
@@ -13,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Sides of a window in cells: the weights of one [64, bins] are a product small enough for the nearest cache.
+# Side of a window in cells: the weights of a window, [64, bins], then fit into the fastest cache.
 WINDOW = 8
 
 
 def sample_positions(
     starts: Float[Array, " r"], ends: Float[Array, " r"], *, samples: int
 ) -> Float[Array, "r samples"]:
-    """Returns the middles of `samples` equal parts of each interval."""
+    """Returns the centres of `samples` equal parts of each interval."""
     fractions = (jnp.arange(samples, dtype=jnp.float32) + 0.5) / samples
     return starts[:, None] + (ends - starts)[:, None] * fractions[None, :]
 
@@ -33,9 +34,9 @@ def axis_taps(
     output_size: int,
     sampling_ratio: int,
 ) -> tuple[Int[Array, "r s t"], Float[Array, "r s t"]]:
-    """Returns the cells of an axis that each bin reads, two for each sample, and their weights.
+    """Returns the cells along an axis that each bin reads, two for each sample, and their weights.
 
-    The weights are the entries of `interpolation_matrix`; a cell may occur more than once.
+    The weights of a cell sum to its entry of `interpolation_matrix`; a cell may occur more than once.
     """
     positions = sample_positions(starts, ends, samples=output_size * sampling_ratio)
     inside = (positions >= -1.0) & (positions <= length)
@@ -56,10 +57,10 @@ def gather_taps(
     output_size: int,
     sampling_ratio: int,
 ) -> Float[Array, "r s s c"]:
-    """Returns RoIAlign of each RoI from the map of its level, summed in float32 and in the dtype of the maps.
+    """Returns RoIAlign of each RoI from the map of its level, summed in float32, in the dtype of the maps.
 
-    `regions` has the RoIs in the cells of each map. The maps' cells lie one behind the other, so that a RoI costs the
-    same however many levels there are.
+    `regions` has the RoIs in cells of each map. The cells of all maps are concatenated, so the cost of a RoI does not
+    depend on the number of levels.
     """
     sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
     begin, chosen = 0, None
@@ -92,16 +93,16 @@ def spread_windows(
 ) -> Float[Array, "h w c"]:
     """Returns the sum over RoIs of `rows^T @ cotangent @ columns`, in the dtype of the cotangent.
 
-    Works through the windows of one RoI after the other, from the first to the last row and column whose weights are
-    not all zero. Under `vmap` it stays a single loop, over the RoIs of all images; where these are split over several
-    CPU devices, each of them goes through all.
+    Processes one RoI after the other, in windows from the first to the last row and column with a weight that is not
+    zero. Under `vmap` it is still a single loop, over the RoIs of all images; if the images are split over several
+    CPU devices, each device runs through all of them.
     """
     return _spread_images(cotangent[None], rows[None], columns[None])[0]
 
 
 @jax.custom_batching.custom_vmap
 def _spread_images(cotangent, rows, columns):
-    """Stacks the images' maps on top of each other."""
+    """Computes `spread_windows` of a batch, with the maps of the images stacked along the rows."""
     images, per_image, bins, _, c = cotangent.shape
     h, w = rows.shape[-1], columns.shape[-1]
     height, width = min(WINDOW, h), min(WINDOW, w)
@@ -147,7 +148,7 @@ def _spread_batch(size, batched, *arguments):
 
 
 def _windows(matrices, size):
-    """The first cell that any bin of a RoI uses, and the number of windows from there to its last one."""
+    """Returns the first cell that a bin of a RoI uses, and the number of windows from there to the last such cell."""
     cells = jnp.arange(matrices.shape[2], dtype=jnp.int32)[None, None, :]
     first = jnp.where(matrices != 0, cells, matrices.shape[2]).min(axis=(1, 2))
     after_last = jnp.where(matrices != 0, cells + 1, 0).max(axis=(1, 2))
@@ -155,8 +156,8 @@ def _windows(matrices, size):
 
 
 def _cut(matrices, roi, start, size):
-    """The weights of `size` cells from `start`, and the cell they begin at."""
-    # At the end of the map they begin earlier; the cells before `start` had their turn.
+    """Returns the weights of a window of `size` cells that begins at `start`, and its first cell."""
+    # At the end of the map the window begins earlier; the cells before `start` are in the window before it.
     first = jnp.minimum(start, matrices.shape[2] - size)
     weights = _slice(matrices, (roi, 0, first), (1, matrices.shape[1], size))[0]
     return jnp.where((first + jnp.arange(size) >= start)[None, :], weights, 0.0), first

@@ -1,7 +1,7 @@
-"""RoI max pooling of Fast R-CNN, by looking maxima up instead of searching each bin.
+"""RoI max pooling of Fast R-CNN, with tables of maxima instead of a search in each bin.
 
-The maximum over any range of cells is the larger of two maxima over ranges whose length is a power of two,
-one from either end. Those are tabulated once for all RoIs, and a bin is four look-ups, whatever its size.
+The maximum over a range of cells is the larger of two maxima over ranges whose length is a power of two, one from
+each end. These maxima are tabulated once for all RoIs; then a bin of any size needs four look-ups.
 """
 
 import jax
@@ -18,18 +18,18 @@ def roi_max_pool(
 ) -> Float[Array, "r s s c"]:
     """Takes the maximum over each of `output_size` x `output_size` bins (Girshick, ICCV 2015, section 2.1).
 
-    Agrees with Caffe and `torchvision.ops.roi_pool`: a RoI covers the cells from the rounded first to the
-    rounded second corner, both included, and at least one; bin `p` of `s` covers those from
-    `floor(p * n / s)` up to, not including, `ceil((p + 1) * n / s)` of its `n`. Here in whole numbers: the
-    others' float32 product rounds past a whole number at a few lengths, and a bin then reads one cell more
-    (at 7 bins and up to 200 cells: 57, 114 and 121 cells). A bin outside the map is zero.
+    Agrees with Caffe and `torchvision.ops.roi_pool`: a RoI covers the cells from its rounded first to its rounded
+    second corner, both included, and at least one cell. Of its `n` cells along an axis, bin `p` of `s` covers
+    those from `floor(p * n / s)` up to, not including, `ceil((p + 1) * n / s)`. This is computed in integers here.
+    The others compute it in float32, which rounds past a whole number at a few lengths, so that a bin reads
+    one cell more (with 7 bins and up to 200 cells: 57, 114 and 121 cells). A bin outside the map is zero.
 
     Differentiable in the features, not in the boxes. Holds about `log2(h) * log2(w)` copies of the map.
 
     Args:
         features: one image's feature map.
         boxes: RoIs in pixels of the canvas.
-        output_size: bins along each side.
+        output_size: number of bins along each side.
         spatial_scale: feature cells per pixel, 1 / stride.
     """
     h, w, _ = features.shape
@@ -50,17 +50,17 @@ def roi_max_pool(
 
 
 def _round(x: Float[Array, "*n"]) -> Int[Array, "*n"]:
-    """Rounds to the nearest whole number, halves away from zero as C does; NumPy's go to the even one."""
+    """Rounds to the nearest whole number, halves away from zero as in C; NumPy rounds halves to even."""
     whole = jnp.trunc(x)
     return (whole + jnp.where(jnp.abs(x - whole) >= 0.5, jnp.sign(x), 0.0)).astype(jnp.int32)
 
 
 def _ranges(first: Int[Array, " r"], last: Int[Array, " r"], *, length: int, output_size: int):
-    """Returns the two look-ups that cover each bin of an axis, `[r, s]` each.
+    """Returns the two look-ups that cover each bin along an axis.
 
     Returns:
-        The table to look in, the cells at which the two ranges start, and which bins are empty (those
-        look up some cell of the map).
+        Number of the table, first cells of the two ranges, and True for empty bins (which look up any cell of
+        the map); each `[r, s]`.
     """
     cells = jnp.maximum(last - first + 1, 1)[:, None]
     bins = jnp.arange(output_size, dtype=jnp.int32)[None, :]
@@ -72,9 +72,9 @@ def _ranges(first: Int[Array, " r"], last: Int[Array, " r"], *, length: int, out
 
 
 def _tabulate(x: Float[Array, "*n"], *, axis: int) -> Float[Array, " levels *n"]:
-    """Returns in entry `[k, ..., i, ...]` the maximum over cells `i` to `i + 2 ** k - 1` of an axis.
+    """Returns tables whose entry `[k, ..., i, ...]` is the maximum over cells `i` to `i + 2 ** k - 1` of an axis.
 
-    A range that would leave the axis wraps around; nobody looks there.
+    A range beyond the end of the axis wraps around; no look-up uses it.
     """
     tables = [x]
     while 2 ** len(tables) <= x.shape[axis]:

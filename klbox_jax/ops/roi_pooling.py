@@ -1,16 +1,14 @@
 """RoIAlign as two interpolation matrices and two products.
 
-The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x - column). A RoI of s x s
-bins is therefore `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products
-run at the speed of the machine's matrix unit, and their gradient with respect to the features is a product
-again instead of a scatter.
+The bilinear weight of a sample for a cell is separable: tent(y - row) * tent(x - column). So a RoI of s x s
+bins is `rows @ features @ columns^T`, with one s x H and one s x W matrix for each RoI. Products run at the speed
+of the machine's matrix unit, and their gradient with respect to the features is a product too, not a scatter.
 
-That is the form for accelerators. A CPU has no such unit, and RoIAlign's matrices are nearly all zeros: there the
-lowering takes the form of `roi_taps`.
+This is the form for accelerators. A CPU has no matrix unit, and RoIAlign's matrices are nearly all zeros: on CPUs
+the lowering chooses the form of `roi_align_cpu`.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from klbox_jax.ops.roi_align_cpu import gather_taps, sample_positions, spread_windows
 
-# Numbers of the product with the rows that are held at once, of one image: 64 MiB in float32.
+# Largest number of values of `rows @ features` that memory holds at once for one image: 64 MiB in float32.
 MOST_BANDED = 2**24
 
-# Samples along a bin's side up to which a CPU gathers them: the program has four gathers for each of their squares.
+# Largest `sampling_ratio` for the gathering form on CPUs: its program has 4 * sampling_ratio ** 2 gathers.
 MOST_TAPPED = 4
 
-# Numbers of a map up to which CPUs multiply by the matrices as well: over so small a map a product takes no longer than
-# a loop over the windows of each RoI, or a millisecond more than gathering, and compiles faster.
+# Largest number of values of a map for the product form on CPUs. For such a small map the gradient takes no longer than
+# the loop over windows, the forward pass a millisecond more than gathering, and the program compiles faster.
 SMALL_MAP = 2**15
 
 
@@ -37,11 +35,11 @@ def interpolation_matrix(
     output_size: int,
     sampling_ratio: int,
 ) -> Float[Array, "r s length"]:
-    """Returns the weight of each cell of an axis in each bin of each interval `[start, end]`.
+    """Returns the weight of each cell along an axis in each bin of each interval `[start, end]`.
 
-    Intervals are in cells of the feature map, cell `i` having its centre at `i`. Each bin is the mean of
-    `sampling_ratio` samples. A sample up to one cell outside the map takes the value at the border, one
-    further out is zero, as in detectron2 and torchvision.
+    Intervals are in cells of the feature map, and cell `i` has its centre at `i`. Each bin is the mean of
+    `sampling_ratio` samples. A sample up to one cell outside the map has the value at the border, a sample farther
+    outside is zero, as in detectron2 and torchvision.
     """
     positions = sample_positions(starts, ends, samples=output_size * sampling_ratio)
     inside = (positions >= -1.0) & (positions <= length)
@@ -69,19 +67,41 @@ def roi_align(
     Args:
         features: one image's feature map.
         boxes: RoIs in pixels of the canvas.
-        output_size: bins along each side.
-        sampling_ratio: samples along each side of a bin.
+        output_size: number of bins along each side.
+        sampling_ratio: number of samples along each side of a bin.
         spatial_scale: feature cells per pixel, 1 / stride.
-        aligned: shift by half a cell, so that pixel `i` covers `[i, i + 1)`. Without it, RoIs
-            are at least one cell wide, as in the older implementations.
+        aligned: shift by half a cell, so that pixel `i` covers `[i, i + 1)`. If False, there is no shift, and RoIs
+            are at least one cell wide, as in older implementations.
     """
     regions = _regions(boxes, spatial_scale=spatial_scale, aligned=aligned)
-    levels = jnp.zeros(boxes.shape[:1], jnp.int32)
-    return _align((features,), (regions,), levels, output_size, sampling_ratio)
+    map_index = jnp.zeros(boxes.shape[:1], jnp.int32)
+    return _align((features,), (regions,), map_index, output_size, sampling_ratio)
+
+
+def multilevel_roi_align(
+    maps: dict[int, Float[Array, "_h _w c"]],
+    boxes: Float[Array, "r 4"],
+    map_index: Int[Array, " r"],
+    *,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool = True,
+) -> Float[Array, "r s s c"]:
+    """Computes RoIAlign of each box from one of the maps of a pyramid.
+
+    Args:
+        maps: one image's feature maps, each under its stride in pixels.
+        boxes: RoIs in pixels of the canvas.
+        map_index: number of the map of each box, 0 for the smallest stride.
+        output_size, sampling_ratio, aligned: see `roi_align`.
+    """
+    strides, features = zip(*sorted(maps.items()), strict=True)
+    regions = tuple(_regions(boxes, spatial_scale=1.0 / stride, aligned=aligned) for stride in strides)
+    return _align(features, regions, map_index, output_size, sampling_ratio)
 
 
 def _regions(boxes, *, spatial_scale, aligned):
-    """Boxes in cells of a map, cell `i` having its centre at `i`."""
+    """Returns the boxes in cells of a map, where cell `i` has its centre at `i`."""
     regions = boxes.astype(jnp.float32) * spatial_scale - (0.5 if aligned else 0.0)
     if not aligned:
         starts, ends = regions[:, :2], regions[:, 2:]
@@ -89,59 +109,61 @@ def _regions(boxes, *, spatial_scale, aligned):
     return regions
 
 
-# The rule for gradients is written out, so that only the arguments are kept for the backward pass, and not the union
-# of what every platform's branch would keep.
+# The gradient is defined explicitly, so that only the arguments are kept for the backward pass. Otherwise JAX would
+# keep the residuals of every platform's branch.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _align(maps, regions, levels, output_size, sampling_ratio):
-    """RoIAlign of each RoI from the map of its level; `regions` has the RoIs in the cells of each map."""
+def _align(maps, regions, map_index, output_size, sampling_ratio):
+    """Returns RoIAlign of each RoI from its map; `regions` has the RoIs in cells of each map."""
     sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
-    multiplied = functools.partial(_multiply_levels, **sizes)
-    if sampling_ratio > MOST_TAPPED or sum(features.size for features in maps) <= SMALL_MAP:
-        return multiplied(maps, regions, levels)
+    multiplied = functools.partial(_multiply_maps, **sizes)
+    is_small = map_index.size == 0 or sum(features.size for features in maps) <= SMALL_MAP
+    if sampling_ratio > MOST_TAPPED or is_small:
+        return multiplied(maps, regions, map_index)
     return jax.lax.platform_dependent(
-        maps, regions, levels, cpu=functools.partial(gather_taps, **sizes), default=multiplied
+        maps, regions, map_index, cpu=functools.partial(gather_taps, **sizes), default=multiplied
     )
 
 
-def _align_forward(maps, regions, levels, output_size, sampling_ratio):
-    # Whether a gradient of the RoIs is asked for at all, told by the structure.
-    wanted = () if any(level_regions.perturbed for level_regions in regions) else None
+def _align_forward(maps, regions, map_index, output_size, sampling_ratio):
+    # () or None: a residual must be a pytree, so its structure says if the RoIs need a gradient.
+    wanted = () if any(map_regions.perturbed for map_regions in regions) else None
     maps, regions = (tuple(argument.value for argument in arguments) for arguments in (maps, regions))
-    kept = maps, regions, levels.value
+    kept = maps, regions, map_index.value
     return _align(*kept, output_size, sampling_ratio), (kept, wanted)
 
 
 def _align_backward(output_size, sampling_ratio, kept, cotangent):
-    (maps, regions, levels), wanted = kept
+    (maps, regions, map_index), wanted = kept
     sizes = {"output_size": output_size, "sampling_ratio": sampling_ratio}
 
-    def map_gradient(level, features):
-        rows, columns = _matrices(features, regions[level], levels == level, **sizes)
+    def map_gradient(index, features):
+        rows, columns = _matrices(features, regions[index], map_index == index, **sizes)
 
         def transposed(cotangent, rows, columns):
             pool = functools.partial(pool_with_matrices, rows=rows, columns=columns)
             return jax.linear_transpose(pool, features)(cotangent)[0]
 
-        cpu = transposed if features.size <= SMALL_MAP else spread_windows
+        is_small = map_index.size == 0 or features.size <= SMALL_MAP
+        cpu = transposed if is_small else spread_windows
         return jax.lax.platform_dependent(cotangent, rows, columns, cpu=cpu, default=transposed)
 
-    gradients = tuple(map_gradient(level, features) for level, features in enumerate(maps))
+    gradients = tuple(map_gradient(index, features) for index, features in enumerate(maps))
     if wanted is None:
         return gradients, None, None
-    pulled = jax.vjp(lambda regions: _multiply_levels(maps, regions, levels, **sizes), regions)[1](cotangent)
+    pulled = jax.vjp(lambda regions: _multiply_maps(maps, regions, map_index, **sizes), regions)[1](cotangent)
     return gradients, *pulled, None
 
 
 _align.defvjp(_align_forward, _align_backward, symbolic_zeros=True)
 
 
-def _multiply_levels(maps, regions, levels, **sizes):
-    """The form for accelerators: every level pools every RoI, and those of another level are zeros."""
+def _multiply_maps(maps, regions, map_index, **sizes):
+    """Returns RoIAlign in the form for accelerators: every map pools every RoI, those of other maps as zeros."""
     return sum(
-        pool_with_matrices(features, *_matrices(features, level_regions, levels == level, **sizes))
-        for level, (features, level_regions) in enumerate(zip(maps, regions, strict=True))
+        pool_with_matrices(features, *_matrices(features, map_regions, map_index == index, **sizes))
+        for index, (features, map_regions) in enumerate(zip(maps, regions, strict=True))
     )
 
 
@@ -155,11 +177,11 @@ def _matrices(features, regions, chosen, **sizes):
 def pool_with_matrices(
     features: Float[Array, "h w c"], rows: Float[Array, "r s h"], columns: Float[Array, "r s w"]
 ) -> Float[Array, "r s s c"]:
-    """The product `rows @ features @ columns^T` of each RoI, in the dtype of the features.
+    """Returns the product `rows @ features @ columns^T` of each RoI, in the dtype of the features.
 
-    The product with the rows is as wide as the map, gigabytes for a thousand RoIs on the map of a photograph.
-    Where it has more than `MOST_BANDED` numbers, the RoIs go through in groups, one after the other, and what a
-    gradient needs of it is computed again.
+    `rows @ features` is as wide as the map: gigabytes for a thousand RoIs on the map of a photograph. If it has more
+    than `MOST_BANDED` values, the RoIs are processed in groups, one after the other, and the backward pass computes
+    it again.
     """
     rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
     count, output_size, _ = rows.shape
@@ -170,7 +192,7 @@ def pool_with_matrices(
     size = -(-count // groups)
 
     def grouped(matrices):
-        # RoIs of zeros fill the last group.
+        # Zeros fill the last group.
         padded = jnp.pad(matrices, ((0, groups * size - count), (0, 0), (0, 0)))
         return padded.reshape(groups, size, *matrices.shape[1:])
 
@@ -182,67 +204,8 @@ def pool_with_matrices(
 def _pool_at_once(features, rows, columns):
     h, w, c = features.shape
     output_size = rows.shape[1]
-    # [r s, h] x [h, w c]: a single large product for all RoIs.
+    # [r s, h] x [h, w c]: one large product for all RoIs.
     banded = (rows.reshape(-1, h) @ features.reshape(h, w * c)).reshape(-1, output_size, w, c)
-    # Repeating the small matrix for each row of bins spares a transposition of the large array.
+    # Repeating the small matrix for each row of bins avoids a transposition of the large array.
     columns = jnp.broadcast_to(columns[:, None], (*rows.shape[:2], output_size, w))
     return jnp.einsum("rpqw,rpwc->rpqc", columns, banded)
-
-
-def assign_boxes_to_levels(
-    boxes: Float[Array, "r 4"],
-    *,
-    min_level: int,
-    max_level: int,
-    canonical_box_size: float = 224.0,
-    canonical_level: int = 4,
-) -> Int[Array, " r"]:
-    """Returns the pyramid level of each box, counted from `min_level` (Lin et al., FPN, equation 1)."""
-    sizes = jnp.sqrt(
-        jnp.maximum(boxes[:, 2] - boxes[:, 0], 0.0) * jnp.maximum(boxes[:, 3] - boxes[:, 1], 0.0)
-    )
-    # The small constants keep log2 finite and a box of exactly the canonical size on its level.
-    levels = jnp.floor(canonical_level + jnp.log2(sizes / canonical_box_size + 1e-8) + 1e-6)
-    return jnp.clip(levels, min=min_level, max=max_level).astype(jnp.int32) - min_level
-
-
-def trim_boxes(boxes: Float[Array, "r 4"], trim: float) -> Float[Array, "r 4"]:
-    """Moves the right and the lower edges in by `trim` pixels."""
-    return boxes - jnp.array([[0.0, 0.0, trim, trim]]) if trim else boxes
-
-
-def multilevel_roi_align(
-    features: Sequence[Float[Array, "_h _w c"]],
-    boxes: Float[Array, "r 4"],
-    *,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
-    min_level: int,
-    canonical_box_size: float = 224.0,
-    canonical_level: int = 4,
-    aligned: bool = True,
-    trim: float = 0.0,
-) -> Float[Array, "r s s c"]:
-    """RoIAlign of each box from the pyramid level that fits its size.
-
-    Args:
-        features: one image's maps, finest first.
-        boxes: RoIs in pixels of the canvas.
-        strides: pixels per cell of each map.
-        output_size, sampling_ratio, aligned: as in `roi_align`.
-        min_level, canonical_box_size, canonical_level: as in `assign_boxes_to_levels`.
-        trim: pixels by which the pooled region ends before the box that chose the level.
-    """
-    levels = assign_boxes_to_levels(
-        boxes,
-        min_level=min_level,
-        max_level=min_level + len(features) - 1,
-        canonical_box_size=canonical_box_size,
-        canonical_level=canonical_level,
-    )
-    regions = tuple(
-        _regions(trim_boxes(boxes, trim), spatial_scale=1.0 / stride, aligned=aligned)
-        for _, stride in zip(features, strides, strict=True)
-    )
-    return _align(tuple(features), regions, levels, output_size, sampling_ratio)

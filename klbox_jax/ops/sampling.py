@@ -1,4 +1,4 @@
-"""A random subset of labelled boxes, of a fixed size and a bounded share of positives."""
+"""Draws random subsets of labelled boxes, with a fixed size and a limited share of positives."""
 
 import flax.struct
 import jax
@@ -11,12 +11,12 @@ from klbox_jax.structures import AnyArray
 
 @flax.struct.dataclass
 class Samples:
-    """Rows drawn from a larger set: the positives first, then the negatives, then unused rows.
+    """Rows drawn from a larger set: the positives first, then the negatives, then unused slots.
 
     Attributes:
-        indices: the row drawn; 0 where `valid` is False.
-        is_positive: the row is labelled POSITIVE.
-        valid: False where too few rows were labelled POSITIVE or NEGATIVE.
+        indices: the drawn row; 0 where `valid` is False.
+        is_positive: True for a row labelled POSITIVE.
+        valid: False for an unused slot; there are some if too few rows are labelled POSITIVE or NEGATIVE.
     """
 
     indices: Int[AnyArray, "*b s"]
@@ -27,23 +27,26 @@ class Samples:
 def subsample_labels(
     key: PRNGKeyArray, labels: Int[Array, " n"], *, num_samples: int, positive_fraction: float
 ) -> Samples:
-    """Draws `num_samples` rows, all POSITIVE or NEGATIVE, without replacement.
+    """Draws `num_samples` POSITIVE or NEGATIVE rows without replacement (detectron2's `subsample_labels`).
 
-    At most floor(num_samples * positive_fraction) of them are positives, drawn uniformly; negatives, drawn
-    uniformly, fill the rest. Where negatives are too few the sample stays short: positives beyond their share
-    do not take the place of negatives (detectron2's `subsample_labels`).
+    At most floor(num_samples * positive_fraction) of them are positives, drawn uniformly; uniformly drawn
+    negatives fill the rest. With too few negatives, slots stay unused: positives above their share do not
+    replace negatives.
 
     Args:
         key: random key; the same key and labels give the same sample.
-        labels: values of `Label`.
-        num_samples: size of the result, whatever the labels are.
+        labels: values of `Label`; n may be 0.
+        num_samples: number of slots of the result, independent of the labels.
         positive_fraction: largest share of positives.
 
     Returns:
         `Samples` of `num_samples` rows.
     """
-    # One draw serves both: positives are ranked among positives only, negatives among negatives. Two calls of
-    # top_k, since XLA on CPU is ten times slower on the two vectors stacked.
+    if labels.shape[0] == 0:
+        unused = jnp.zeros(num_samples, bool)
+        return Samples(indices=unused.astype(jnp.int32), is_positive=unused, valid=unused)
+    # One draw is enough: positives are ranked only among positives, negatives only among negatives. top_k is called
+    # twice, because XLA on CPU is ten times slower with the two vectors stacked.
     priority = jax.random.uniform(key, labels.shape)
     is_positive, is_negative = labels == Label.POSITIVE, labels == Label.NEGATIVE
     num_drawn = min(num_samples, labels.shape[0])

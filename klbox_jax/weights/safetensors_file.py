@@ -179,7 +179,7 @@ def model_metadata(model: GeneralizedRCNN) -> dict[str, str]:
         "stride_in_1x1": getattr(model.backbone, "stride_in_1x1", None),
         "box_coder": _coder(model.roi_heads.box_coder),
         "rpn_box_coder": _coder(model.rpn.box_coder),
-        "anchor_offset": model.rpn.anchor_offset,
+        "anchor_offset": model.rpn.anchor_generator.offset,
         "aligned_pooling": model.roi_heads.box_pooler.aligned,
     }
     return {CONVENTIONS: json.dumps(conventions)}

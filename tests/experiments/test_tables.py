@@ -89,7 +89,7 @@ def test_the_scenes_with_masks():
     config = get_config("loss=kl")
     model = build_model(config.model, num_classes=6)
     assert model.roi_heads.mask_head is not None
-    assert model.roi_heads.mask_pooler.levels == model.roi_heads.box_pooler.levels == (3, 4, 5)
+    assert model.roi_heads.mask_head.pooler.levels == model.roi_heads.box_pooler.levels == (3, 4, 5)
     assert config.data.mask_size == 28
 
 

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, TrainOutputs
+from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.structures import TrainOutputs
 from klbox_jax.train import init_or_restore
 from klbox_jax.train import job as job_module
 from klbox_jax.train.job import Job

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from klbox_jax.models.box_head import BoxHead, BoxPredictor
+from klbox_jax.losses.box_loss import BoxLoss
+from klbox_jax.models.box_head import BoxHead
+from klbox_jax.models.box_predictor import BoxPredictor
 from klbox_jax.models.fpn import FPN
 from klbox_jax.models.mask_head import MaskHead
 from klbox_jax.models.resnet import BottleneckResNet
@@ -38,7 +40,8 @@ def _shapes(module, *inputs):
 def fresh_params(*, num_classes=CLASSES, log_vars=False, blocks=BLOCKS):
     """Our parameters, every one of them -7."""
     stages = tuple((f"res{stage}", (1, 4, 4, channels)) for stage, channels in enumerate(CHANNELS, start=2))
-    predictor = BoxPredictor(num_classes=num_classes, class_agnostic=False, predict_log_vars=log_vars)
+    box_loss = BoxLoss(name="kl" if log_vars else "smooth_l1")
+    predictor = BoxPredictor(num_classes=num_classes, box_loss=box_loss)
     net = BottleneckResNet(stage_blocks=blocks, stage_features=CHANNELS, stem_features=4)
     params = {
         "backbone": _shapes(net, (1, 32, 32, 3)),
