@@ -1,4 +1,4 @@
-"""Ours against torchvision's answers in tests/golden, which `python tests/golden/make.py` wrote."""
+"""Compares results with torchvision's in tests/golden, which `python tests/golden/make.py` writes."""
 
 import pathlib
 
@@ -10,9 +10,8 @@ import pytest
 from klbox_jax.evaluation.masks import paste_mask
 from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.losses.mask import mask_loss
-from klbox_jax.models.box_head import BoxHead
-from klbox_jax.models.roi_heads import RoIHeads
-from klbox_jax.models.rpn import RPN, RPNOutputs, generate_proposals
+from klbox_jax.models.box_predictor import BoxPredictor
+from klbox_jax.models.rpn import RPN, AnchorSampling, ProposalSettings, RPNOutputs, generate_proposals
 from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.box_coder import CenterBoxCoder
 from klbox_jax.ops.matcher import match_boxes
@@ -21,7 +20,8 @@ from klbox_jax.ops.roi_pooler import RoIPooler
 from klbox_jax.ops.roi_pooling import roi_align
 from klbox_jax.postprocess.detect import detect
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.structures import BoxPredictions, GroundTruth, Proposals, RoISamples
+from klbox_jax.structures import BoxPredictions, Proposals, RoISamples
+from tests.cases import ground_truth
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -103,33 +103,19 @@ def test_proposals(name, min_size):
     theirs = golden("proposals")
     ends = np.cumsum(np.asarray(theirs["counts"]))[:-1]
     levels = [tuple(jnp.split(theirs[part], ends)) for part in ("logits", "deltas", "anchors")]
+    settings = ProposalSettings(pre_nms_topk=40, post_nms_topk=25, nms_threshold=0.7, min_size=min_size)
     ours = jax.jit(
         lambda *levels: generate_proposals(
-            *levels,
-            jnp.array([60, 72], jnp.int32),
-            box_coder=ANCHORS,
-            pre_nms_topk=40,
-            post_nms_topk=25,
-            nms_threshold=0.7,
-            min_size=min_size,
+            *levels, jnp.array([60, 72], jnp.int32), box_coder=ANCHORS, settings=settings
         )
     )(*levels)
     close(ours.boxes[ours.valid], theirs[f"{name}_boxes"], rtol=1e-5)
     close(jax.nn.sigmoid(ours.objectness_logits[ours.valid]), theirs[f"{name}_scores"], rtol=1e-5)
 
 
-def ground_truth(boxes):
-    return GroundTruth(
-        boxes=boxes,
-        classes=jnp.zeros(boxes.shape[:-1], jnp.int32),
-        is_crowd=jnp.zeros(boxes.shape[:-1], bool),
-        valid=jnp.ones(boxes.shape[:-1], bool),
-    )
-
-
 def test_rpn_labels_losses_and_gradients():
     theirs = golden("rpn_losses")
-    anchors, gt = theirs["anchors"], ground_truth(theirs["gt_boxes"])
+    anchors, gt = theirs["anchors"], jax.tree.map(jnp.asarray, ground_truth(theirs["gt_boxes"]))
     match = match_boxes(anchors, gt, thresholds=(0.3, 0.7), allow_low_quality_matches=True)
     np.testing.assert_array_equal(match.labels, theirs["labels"])
     assert sorted({int(label) for label in theirs["labels"]}) == [-1, 0, 1]
@@ -137,8 +123,8 @@ def test_rpn_labels_losses_and_gradients():
     rpn = RPN(
         features=8,
         levels=(3,),
-        anchor_sizes=((16.0,),),
-        batch_size_per_image=int(theirs["num_samples"]),
+        anchor_generator=AnchorGenerator(sizes=((16.0,),), strides=(8,)),
+        sampling=AnchorSampling(batch_size_per_image=int(theirs["num_samples"])),
         smooth_l1_beta=1 / 9,
     )
 
@@ -160,12 +146,8 @@ def test_rpn_labels_losses_and_gradients():
 
 def test_losses_and_gradients_of_the_box_head():
     theirs = golden("box_losses")
-    heads = RoIHeads(
-        num_classes=3,
-        box_loss=BoxLoss(name="smooth_l1", smooth_l1_beta=1 / 9),
-        box_pooler=RoIPooler(),
-        box_head=BoxHead(),
-        box_coder=BOX_HEAD,
+    predictor = BoxPredictor(
+        num_classes=3, box_loss=BoxLoss(name="smooth_l1", smooth_l1_beta=1 / 9), box_coder=BOX_HEAD
     )
     labels = theirs["labels"]
     samples = RoISamples(
@@ -182,7 +164,7 @@ def test_losses_and_gradients_of_the_box_head():
         predictions = BoxPredictions(
             class_logits=jnp.roll(logits, -1, axis=1)[None], box_deltas=deltas.reshape(1, -1, 4, 4)[:, :, 1:]
         )
-        losses = heads.apply({}, predictions, samples, method="losses").losses
+        losses = predictor.apply({}, predictions, samples, method="losses").losses
         return losses["loss_cls"] + 2 * losses["loss_box_reg"], losses
 
     gradients, losses = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(

@@ -1,9 +1,9 @@
-"""Writes the .npz files of this folder: what torchvision's own functions answer to small seeded inputs.
+"""Writes the .npz files of this folder: outputs of torchvision's functions for small seeded inputs.
 
     python tests/golden/make.py
 
-It imports torchvision and nothing of ours. Each file holds inputs and outputs by name, the versions they came
-from and the seed. Boxes are `x1, y1, x2, y2`; maps stay in torch's order, channels first.
+Imports torchvision and nothing of this repository. Each file contains inputs and outputs by name, the versions that
+made them and the seed. Boxes are `x1, y1, x2, y2`; maps keep torch's order, channels first.
 """
 
 import pathlib
@@ -113,7 +113,7 @@ def rpn_losses(rng):
     logits, deltas = normal(rng, 1, 120).requires_grad_(), normal(rng, 120, 4, std=0.5).requires_grad_()
     rpn = make_rpn()
     labels, matched = rpn.assign_targets_to_anchors([references], [{"boxes": gt_boxes}])
-    # As many samples as there are labels: every one is taken, whatever is drawn.
+    # As many samples as labels, so that the random draw takes all of them.
     count = int((labels[0] >= 0).sum())
     rpn = make_rpn(batch_size_per_image=count)
     targets = rpn.box_coder.encode(matched, [references])
@@ -183,7 +183,7 @@ def detections(rng):
 
 
 def pasting(rng):
-    # Of 8 cells, a border of zeros on each side makes 10: these boxes then have whole numbers for edges.
+    # A border of zeros turns 8 cells into 10; with these boxes, the edges of the padded masks are whole numbers.
     centres = torch.tensor([[16.0, 20.0], [30.0, 12.0], [4.0, 33.0]])
     halves = torch.tensor([[8.0, 12.0], [4.0, 8.0], [12.0, 4.0]])
     masks = torch.tensor(rng.uniform(size=(3, 1, 8, 8)), dtype=torch.float32)

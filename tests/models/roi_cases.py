@@ -1,13 +1,14 @@
-"""RoI heads, proposals and objects for the tests of several files."""
+"""RoI heads, their inputs and proposals for the tests of several files."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from klbox_jax.losses.box_loss import BoxLoss
 from klbox_jax.models.box_head import BoxHead
+from klbox_jax.models.box_predictor import BoxPredictor
 from klbox_jax.models.roi_heads import RoIHeads
 from klbox_jax.ops.roi_pooler import RoIPooler
-from klbox_jax.structures import GroundTruth, Proposals
+from klbox_jax.structures import Proposals
 
 K = 3
 
@@ -21,25 +22,15 @@ def proposals_of(boxes, valid=None):
     )
 
 
-def ground_truth(boxes, classes, *, is_crowd=None, valid=None, box_stds=None):
-    boxes = np.asarray(boxes, np.float32)
-    return GroundTruth(
-        boxes=boxes,
-        classes=np.asarray(classes, np.int32),
-        is_crowd=np.zeros(len(boxes), bool) if is_crowd is None else np.asarray(is_crowd),
-        valid=np.ones(len(boxes), bool) if valid is None else np.asarray(valid),
-        box_stds=box_stds,
-    )
+def predictor_of(box_loss="kl", **fields):
+    box_loss = box_loss if isinstance(box_loss, BoxLoss) else BoxLoss(name=box_loss)
+    return BoxPredictor(num_classes=K, box_loss=box_loss, **fields)
 
 
-def heads_of(box_loss="kl", **fields):
-    arguments = {
-        "box_loss": box_loss if isinstance(box_loss, BoxLoss) else BoxLoss(name=box_loss),
-        "box_pooler": RoIPooler(levels=(3, 4), resolution=3),
-        "box_head": BoxHead(16),
-        "class_agnostic": False,
-    }
-    return RoIHeads(num_classes=K, **(arguments | fields))
+def heads_of(box_loss="kl", *, class_agnostic=False, **fields):
+    arguments = {"box_pooler": RoIPooler(levels=(3, 4), resolution=3), "box_head": BoxHead(16)}
+    box_predictor = predictor_of(box_loss, class_agnostic=class_agnostic)
+    return RoIHeads(box_predictor=box_predictor, **(arguments | fields))
 
 
 def pyramid_and_boxes():

@@ -1,21 +1,15 @@
 import jax
 import numpy as np
 
-from klbox_jax.models.roi_heads import sample_rois
-from tests.models.roi_cases import K, ground_truth, proposals_of
+from klbox_jax.models.roi_heads import RoISampling, sample_rois
+from tests.cases import ground_truth
+from tests.models.roi_cases import K, proposals_of
 
 
 def sample(proposals, gt, *, num_samples=8, positive_fraction=0.5, seed=0):
+    sampling = RoISampling(batch_size_per_image=num_samples, positive_fraction=positive_fraction)
     return jax.jit(
-        lambda proposals, gt, key: sample_rois(
-            proposals,
-            gt,
-            key,
-            num_classes=K,
-            iou_threshold=0.5,
-            num_samples=num_samples,
-            positive_fraction=positive_fraction,
-        )
+        lambda proposals, gt, key: sample_rois(proposals, gt, key, num_classes=K, sampling=sampling)
     )(proposals, gt, jax.random.key(seed))
 
 
@@ -44,7 +38,7 @@ def test_sampling_by_hand():
     )
     samples = sample(proposals, gt, num_samples=10)
     foreground, valid = np.asarray(samples.is_foreground), np.asarray(samples.valid)
-    # The two objects stand beside the proposals; neither the crowd nor the padded slot does.
+    # The two objects are candidates next to the proposals; the crowd and the padded slot are not.
     assert rows(samples, foreground) == {(0, 0, 10, 9), (20, 20, 40, 31), (0, 0, 10, 10), (20, 20, 40, 40)}
     assert foreground.sum() == 4
     assert rows(samples, valid & ~foreground) == {(20, 20, 40, 29), (60, 60, 70, 70)}

@@ -3,10 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klbox_jax.models.rpn import RPN, RPNHead, RPNOutputs, generate_proposals
+from klbox_jax.models.rpn import (
+    RPN,
+    AnchorSampling,
+    ProposalSettings,
+    RPNHead,
+    RPNOutputs,
+    generate_proposals,
+)
 from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.box_coder import CenterBoxCoder, CornerBoxCoder
-from klbox_jax.structures import GroundTruth
+from tests.cases import ground_truth
 from tests.references.matcher import match
 from tests.references.nms import greedy_nms
 from tests.thin import num_params, thin_model
@@ -80,7 +87,8 @@ def test_proposals_against_the_loops(pre, post, threshold, min_size, coder, deco
         "nms_threshold": threshold,
         "min_size": min_size,
     }
-    found = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=coder, **arguments))(
+    settings = ProposalSettings(**arguments)
+    found = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=coder, settings=settings))(
         logits, deltas, anchors, np.array([64, 72], np.int32)
     )
     expected = proposals_by_loops(logits, deltas, anchors, (64, 72), decoded=decoded, **arguments)
@@ -96,13 +104,18 @@ def is_outputs(x):
     return isinstance(x, RPNOutputs)
 
 
-def make_rpn(**fields):
-    arguments = {"features": 8, "levels": (3, 4), "anchor_sizes": ((16.0,), (32.0,))}
-    return RPN(**(arguments | fields))
+def make_rpn(*, sizes=((16.0,), (32.0,)), batch_size_per_image=256, iou_thresholds=(0.3, 0.7), **fields):
+    return RPN(
+        features=8,
+        levels=(3, 4),
+        anchor_generator=AnchorGenerator(sizes=sizes, strides=(8, 16)),
+        sampling=AnchorSampling(batch_size_per_image=batch_size_per_image, iou_thresholds=iou_thresholds),
+        **fields,
+    )
 
 
 def test_shapes_and_parameters():
-    rpn = make_rpn(anchor_sizes=((16.0, 24.0), (32.0, 48.0)))
+    rpn = make_rpn(sizes=((16.0, 24.0), (32.0, 48.0)))
     pyramid = {"p3": jnp.zeros((2, 13, 10, 16)), "p4": jnp.zeros((2, 7, 5, 16))}
     leaves, variables = jax.eval_shape(
         lambda: jax.tree.map(
@@ -122,12 +135,18 @@ def test_shapes_and_parameters():
     assert num_params(variables) == (9 * 16 * 8 + 8) + (8 * 6 + 6) + (8 * 24 + 24)
 
 
-def test_the_anchors_are_where_the_fields_say():
-    pyramid = {"p3": jnp.zeros((1, 2, 3, 8)), "p4": jnp.zeros((1, 1, 2, 8))}
-    rpn = make_rpn(anchor_offset=0.0, round_anchors=True)
+def test_the_anchors_are_where_the_config_says():
+    pyramid = {"p3": jnp.zeros((1, 2, 3, 16)), "p4": jnp.zeros((1, 1, 2, 16))}
+    fields = {
+        "model.rpn.anchor_sizes": ((16.0,), (32.0,)),
+        "model.rpn.aspect_ratios": (0.5, 2.0),
+        "model.rpn.anchor_offset": 0.0,
+        "model.rpn.round_anchors": True,
+    }
+    rpn = thin_model(**fields).rpn
     outputs, _ = rpn.init_with_output(jax.random.key(0), pyramid, (16, 24))
     expected = AnchorGenerator(
-        sizes=((16.0,), (32.0,)), aspect_ratios=(0.5, 1.0, 2.0), strides=(8, 16), offset=0.0, round_sizes=True
+        sizes=((16.0,), (32.0,)), aspect_ratios=(0.5, 2.0), strides=(8, 16), offset=0.0, round_sizes=True
     ).grid((16, 24))
     for found, level in zip(outputs.anchors, expected, strict=True):
         np.testing.assert_array_equal(found, level)
@@ -166,16 +185,6 @@ def random_outputs(rng, *, images, counts=(40, 12)):
     )
 
 
-def ground_truth(boxes, valid, is_crowd=None):
-    boxes = np.asarray(boxes, np.float32)
-    return GroundTruth(
-        boxes=boxes,
-        classes=np.zeros(boxes.shape[:2], np.int32),
-        is_crowd=np.zeros(boxes.shape[:2], bool) if is_crowd is None else np.asarray(is_crowd),
-        valid=np.asarray(valid),
-    )
-
-
 BOXES = [
     [[5, 5, 35, 30], [30, 25, 60, 60], [0, 0, 1, 1], [0, 0, 1, 1]],
     [[10, 0, 40, 40], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]],
@@ -190,8 +199,8 @@ def test_losses_against_the_loops():
     near = near + rng.normal(0, 4, near.shape).astype(np.float32)
     near[near[:, 2] < 10] = [5, 5, 33, 33]  # the second image's padded slot
     outputs = outputs.replace(anchors=(jnp.concatenate([outputs.anchors[0][:16], near]), outputs.anchors[1]))
-    rpn = make_rpn(batch_size_per_image=120, iou_thresholds=(0.3, 0.5))  # so many that every anchor is taken
-    found = losses_of(rpn, outputs, ground_truth(BOXES, VALID), np.array([True, True]))
+    rpn = make_rpn(batch_size_per_image=120, iou_thresholds=(0.3, 0.5))  # enough to take every anchor
+    found = losses_of(rpn, outputs, ground_truth(BOXES, valid=VALID), np.array([True, True]))
     anchors = np.concatenate(outputs.anchors)
     cls = loc = positives = ignored = 0.0
     for i in range(2):
@@ -222,7 +231,7 @@ def test_the_box_loss_is_in_the_units_of_the_coder():
         anchor_deltas=(jnp.zeros((1, 1, 4)),),
         anchors=(jnp.array([[10.0, 10.0, 30.0, 20.0]]),),
     )
-    gt = ground_truth([[[12, 10, 32, 20]]], [[True]])
+    gt = ground_truth([[[12, 10, 32, 20]]])
     for coder, expected in ((CORNERS, 0.01), (CODER, 0.005)):
         rpn = make_rpn(batch_size_per_image=2, smooth_l1_beta=1.0, box_coder=coder)
         found = losses_of(rpn, outputs, gt, np.array([True]))
@@ -240,7 +249,7 @@ def test_the_config_names_the_coder():
 def test_an_image_that_only_fills_the_batch_counts_for_nothing():
     outputs = random_outputs(np.random.default_rng(0), images=2)
     rpn = make_rpn(batch_size_per_image=120)
-    gt = ground_truth(BOXES, VALID)
+    gt = ground_truth(BOXES, valid=VALID)
     found = losses_of(rpn, outputs, gt, np.array([True, False]))
     first = jax.tree.map(lambda x: x[:1], (outputs.objectness_logits, outputs.anchor_deltas, gt))
     alone = outputs.replace(objectness_logits=first[0], anchor_deltas=first[1])
@@ -253,11 +262,11 @@ def test_padded_slots_change_nothing():
     outputs = random_outputs(np.random.default_rng(1), images=2)
     rpn = make_rpn(batch_size_per_image=16)
     junk = np.array([[[3, 3, 40, 40], [np.float32(1e6), 0, 1e6, 2]]] * 2, np.float32)
-    few = losses_of(rpn, outputs, ground_truth(BOXES, VALID), np.array([True, True]))
+    few = losses_of(rpn, outputs, ground_truth(BOXES, valid=VALID), np.array([True, True]))
     many = losses_of(
         rpn,
         outputs,
-        ground_truth(np.concatenate([BOXES, junk], axis=1), np.pad(VALID, ((0, 0), (0, 2)))),
+        ground_truth(np.concatenate([BOXES, junk], axis=1), valid=np.pad(VALID, ((0, 0), (0, 2)))),
         np.array([True, True]),
     )
     for name, value in few.items():
@@ -266,7 +275,7 @@ def test_padded_slots_change_nothing():
 
 def test_no_objects_leave_only_background_and_finite_gradients():
     outputs = random_outputs(np.random.default_rng(2), images=2)
-    rpn, gt = make_rpn(batch_size_per_image=16), ground_truth(BOXES, np.zeros((2, 4), bool))
+    rpn, gt = make_rpn(batch_size_per_image=16), ground_truth(BOXES, valid=np.zeros((2, 4), bool))
 
     def total(logits, deltas):
         losses = losses_of(
@@ -285,27 +294,32 @@ def test_no_objects_leave_only_background_and_finite_gradients():
 
 def test_proposals_carry_no_gradient():
     outputs = random_outputs(np.random.default_rng(2), images=1)
-    rpn = make_rpn(pre_nms_topk=(20, 10), post_nms_topk=(24, 8))
+    rpn = make_rpn(
+        train_proposals=ProposalSettings(pre_nms_topk=20, post_nms_topk=24),
+        eval_proposals=ProposalSettings(pre_nms_topk=10, post_nms_topk=8),
+    )
     size = jnp.array([[64, 72]], jnp.int32)
 
     def total(deltas):
-        proposals = rpn.apply({}, outputs.replace(anchor_deltas=deltas), size, train=True, method="proposals")
+        proposals = rpn.apply(
+            {}, outputs.replace(anchor_deltas=deltas), size, train=True, method="predict_proposals"
+        )
         return proposals.boxes.sum(), proposals
 
     gradient, proposals = jax.jit(jax.grad(total, has_aux=True))(outputs.anchor_deltas)
     assert proposals.boxes.shape == (1, 24, 4)
     assert all((np.asarray(leaf) == 0).all() for leaf in gradient)
-    evaluated = jax.jit(lambda o: rpn.apply({}, o, size, train=False, method="proposals"))(outputs)
+    evaluated = jax.jit(lambda o: rpn.apply({}, o, size, train=False, method="predict_proposals"))(outputs)
     assert evaluated.boxes.shape == (1, 8, 4)
 
 
 def test_whole_pixels_are_left_of_an_anchor_beside_the_image():
     anchors = (np.array([[80, 10, 90, 20], [10, 10, 30, 30]], np.float32),)
-    arguments = {"box_coder": CORNERS, "pre_nms_topk": 2, "post_nms_topk": 2, "nms_threshold": 0.7}
     arrays = (np.array([1.0, 0], np.float32),), (np.zeros((2, 4), np.float32),), anchors
 
     def propose(**fields):
-        step = jax.jit(lambda *arrays: generate_proposals(*arrays, **arguments, **fields))
+        settings = ProposalSettings(pre_nms_topk=2, post_nms_topk=2, **fields)
+        step = jax.jit(lambda *arrays: generate_proposals(*arrays, box_coder=CORNERS, settings=settings))
         return step(*arrays, np.array([64, 72], np.int32))
 
     assert propose().valid.sum() == 1

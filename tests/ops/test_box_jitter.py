@@ -6,20 +6,10 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.box_jitter import jitter_boxes
-from klbox_jax.structures import GroundTruth
+from tests.cases import ground_truth
 from tests.references.boxes import iou_of_pair
 
 IMAGE_SIZE = np.array([80, 120], np.int32)
-
-
-def ground_truth(boxes, *, is_crowd=None, valid=None):
-    boxes = np.asarray(boxes, np.float32)
-    return GroundTruth(
-        boxes=boxes,
-        classes=np.zeros(len(boxes), np.int32),
-        is_crowd=np.zeros(len(boxes), bool) if is_crowd is None else np.asarray(is_crowd),
-        valid=np.ones(len(boxes), bool) if valid is None else np.asarray(valid),
-    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "min_iou"))
@@ -111,6 +101,7 @@ def test_an_object_that_reaches_out_of_the_image():
     [
         ground_truth([[0, 0, 50, 50], [np.nan] * 4], is_crowd=[True, False], valid=[True, False]),
         ground_truth([[0, 0, 0, 0], [20, 20, 20, 50]], valid=[False, True]),  # no object has an area
+        ground_truth(np.zeros((0, 4))),  # no slot
     ],
 )
 def test_without_objects_nothing_is_valid_and_all_is_finite(gt):

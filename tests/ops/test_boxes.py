@@ -98,7 +98,7 @@ def test_area_clip_and_nonempty_by_hand():
 
 
 def test_a_pixel_may_be_left_of_a_box_beside_the_image():
-    # Beside it on the right, above it, across its corner, inside it; pixels of 2 by 1 in the last call.
+    # To the right of it, above it, across its corner, inside it; pixels of 2 by 1 in the last call.
     boxes = jnp.array([[110.0, 3, 120, 9], [5, -9, 8, -2], [-5, -5, 3, 4], [10, 10, 12, 11]])
     size = jnp.array([50, 100])
     clipped = clip_to_image(boxes, size, pixel=jnp.ones(2))

@@ -7,7 +7,7 @@ import pytest
 
 from klbox_jax.ops.anchors import AnchorGenerator
 from klbox_jax.ops.matcher import Label, match_boxes
-from klbox_jax.structures import GroundTruth
+from tests.cases import ground_truth
 from tests.references.boxes import clustered_boxes
 from tests.references.matcher import match
 
@@ -18,17 +18,6 @@ ROI = {"thresholds": (0.5, 0.5), "allow_low_quality_matches": False}
 @functools.partial(jax.jit, static_argnames=("thresholds", "allow_low_quality_matches"))
 def jitted_match(boxes, gt, *, thresholds, allow_low_quality_matches):
     return match_boxes(boxes, gt, thresholds=thresholds, allow_low_quality_matches=allow_low_quality_matches)
-
-
-def ground_truth(boxes, *, is_crowd=None, valid=None):
-    boxes = jnp.asarray(boxes, jnp.float32)
-    count = boxes.shape[0]
-    return GroundTruth(
-        boxes=boxes,
-        classes=jnp.zeros(count, jnp.int32),
-        is_crowd=jnp.zeros(count, bool) if is_crowd is None else jnp.asarray(is_crowd),
-        valid=jnp.ones(count, bool) if valid is None else jnp.asarray(valid),
-    )
 
 
 def test_labels_order():
@@ -97,12 +86,22 @@ def test_no_ground_truth_is_all_negative(settings):
     np.testing.assert_array_equal(result.iou, np.zeros(30))
 
 
+@pytest.mark.parametrize(("boxes", "slots"), [(0, 3), (3, 0), (0, 0)])
+def test_empty_sets(boxes, slots):
+    for matcher in (match_boxes, jitted_match):
+        gt = jax.tree.map(jnp.asarray, ground_truth(np.zeros((slots, 4))))
+        result = matcher(jnp.ones((boxes, 4)), gt, **RPN)
+        assert [leaf.dtype for leaf in jax.tree.leaves(result)] == [jnp.int32, jnp.int32, jnp.float32]
+        for leaf in (result.gt_index, result.labels, result.iou):
+            np.testing.assert_array_equal(leaf, np.zeros(boxes))
+
+
 def test_crowd_by_hand():
     gt = ground_truth([[0, 0, 100, 100], [90, 0, 110, 20]], is_crowd=[True, False])
     boxes = jnp.array(
         [
             [0.0, 0.0, 100.0, 100.0],  # the crowd itself: not matched, ignored
-            [90.0, 0.0, 110.0, 20.0],  # an object that half lies in the crowd: still positive
+            [90.0, 0.0, 110.0, 20.0],  # an object that is half inside the crowd: still positive
             [95.0, 50.0, 105.0, 60.0],  # exactly half inside: ignored
             [96.0, 50.0, 106.0, 60.0],  # 0.4 inside: negative
             [200.0, 0.0, 210.0, 10.0],
@@ -138,7 +137,7 @@ def test_equals_loops(settings):
         )
         assert {0, 1} <= set(labels)
         for matcher in (match_boxes, jitted_match) if seed == 0 else (jitted_match,):
-            result = matcher(jnp.asarray(boxes), gt, **settings)
+            result = matcher(jnp.asarray(boxes), jax.tree.map(jnp.asarray, gt), **settings)
             np.testing.assert_array_equal(result.labels, labels)
             np.testing.assert_array_equal(result.gt_index, slots)
             np.testing.assert_allclose(result.iou, ious, atol=1e-6)
@@ -152,8 +151,7 @@ def test_every_object_has_a_positive_anchor_under_jit_and_vmap():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 100, (64, 1, 2))
     gt_boxes = np.concatenate([corner, corner + rng.uniform(1, 30, (64, 1, 2))], axis=-1).astype(np.float32)
-    gt = jax.vmap(ground_truth)(gt_boxes)
-    result = jax.jit(jax.vmap(lambda one: match_boxes(anchors, one, **RPN)))(gt)
+    result = jax.jit(jax.vmap(lambda one: match_boxes(anchors, one, **RPN)))(ground_truth(gt_boxes))
     # However small or odd, an object inside the grid is somebody's best.
     assert (np.asarray(result.labels) == Label.POSITIVE).any(axis=1).all()
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from klbox_jax.ops.boxes import pairwise_iou
 from klbox_jax.ops.nms import hard_nms
 from tests.references.boxes import clustered_boxes
 from tests.references.nms import greedy_nms
@@ -118,6 +119,27 @@ def test_invalid_rows_change_nothing():
 def test_nothing_valid():
     boxes, scores, valid, _ = random_case(3, 50)
     assert len(kept_rows(jitted_nms(boxes, scores, np.zeros_like(valid), iou_threshold=0.3))) == 0
+
+
+@pytest.mark.parametrize("max_outputs", [None, 0, 3])
+def test_no_rows(max_outputs):
+    arguments = {"iou_threshold": 0.5, "max_outputs": max_outputs}
+    for nms in (hard_nms, jitted_nms):
+        for classes in (None, jnp.zeros(0, jnp.int32)):
+            rows = (jnp.zeros((0, 4)), jnp.zeros(0), jnp.zeros(0, bool))
+            result = nms(*rows, classes=classes, **arguments)
+            assert result.indices.shape == result.valid.shape == (max_outputs or 0,)
+            assert result.indices.dtype == jnp.int32
+            assert len(kept_rows(result)) == 0
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_an_iou_equal_to_the_threshold_does_not_remove(tenths):
+    # The second box covers a share of the first; torchvision removes it where float32 rounds the threshold up.
+    boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 10, tenths]])
+    assert float(pairwise_iou(boxes, boxes)[0, 1]) == float(jnp.float32(tenths / 10))
+    result = jitted_nms(boxes, jnp.array([0.9, 0.8]), jnp.ones(2, bool), iou_threshold=tenths / 10)
+    np.testing.assert_array_equal(kept_rows(result), [0, 1])
 
 
 def test_one_trace_for_any_contents():

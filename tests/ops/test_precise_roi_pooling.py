@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.precise_roi_pooling import multilevel_precise_roi_pool, precise_roi_pool
+from klbox_jax.ops.roi_pooler import assign_boxes_to_levels
 from klbox_jax.ops.roi_pooling import roi_align
+from tests.cases import random_boxes, random_features
 from tests.references import precise_roi_pooling as reference
 
 jitted_pool = jax.jit(precise_roi_pool, static_argnames=("output_size", "spatial_scale", "aligned"))
-
-
-def random_features(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def random_boxes(count, *, seed=0, canvas=100.0, smallest=0.5):
-    """Boxes around a canvas, some of them partly or wholly outside it."""
-    rng = np.random.default_rng(seed)
-    corners = rng.uniform(-0.4 * canvas, 1.1 * canvas, (count, 2))
-    sides = rng.uniform(smallest, canvas, (count, 2))
-    return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
 
 
 SPECIAL_BOXES = np.array(
@@ -215,14 +205,9 @@ def test_several_levels_equal_the_loops_at_each_boxs_own():
     boxes = np.concatenate([random_boxes(12, seed=3, canvas=80.0), EMPTY_BOXES])
 
     def pool(maps, boxes):
+        map_index = assign_boxes_to_levels(boxes, min_level=3, max_level=4, canonical_box_size=40.0)
         return multilevel_precise_roi_pool(
-            maps,
-            boxes,
-            strides=strides,
-            output_size=2,
-            min_level=3,
-            canonical_box_size=40.0,
-            canonical_level=4,
+            dict(zip(strides, maps, strict=True)), boxes, map_index, output_size=2
         )
 
     found = jax.jit(pool)(maps, boxes)

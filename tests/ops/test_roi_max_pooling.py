@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 
 from klbox_jax.ops.roi_max_pooling import roi_max_pool
+from tests.cases import random_features
 from tests.references import roi_max_pool as reference
 
 jitted = jax.jit(roi_max_pool, static_argnames=("output_size", "spatial_scale"))
 
 
-def random_features(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def random_boxes(count, *, seed=0):
+def boxes_around_the_map(count, *, seed=0):
     """Boxes around a map of 9 x 12 cells of stride 16; corners on half cells among them."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(-80, 220, (count, 2))
@@ -41,7 +38,7 @@ SPECIAL_BOXES = jnp.array(
 @pytest.mark.parametrize("output_size", [1, 6, 7])
 def test_against_the_loops(output_size):
     features = random_features(9, 12, 3)
-    boxes = jnp.concatenate([random_boxes(40), SPECIAL_BOXES])
+    boxes = jnp.concatenate([boxes_around_the_map(40), SPECIAL_BOXES])
     expected, _ = reference.roi_max_pool(
         np.asarray(features), np.asarray(boxes), output_size=output_size, spatial_scale=1 / 16
     )
@@ -81,7 +78,7 @@ def test_empty_bins_are_zero_also_where_features_are_negative():
 def test_gradient_goes_to_the_maximum():
     features, boxes = (
         random_features(9, 12, 2, seed=3),
-        jnp.concatenate([random_boxes(20, seed=4), SPECIAL_BOXES]),
+        jnp.concatenate([boxes_around_the_map(20, seed=4), SPECIAL_BOXES]),
     )
     cotangent = random_features(27, 3, 3, 2, seed=5)
     _, source = reference.roi_max_pool(
@@ -113,7 +110,7 @@ def test_equal_maxima_share_the_gradient():
 
 
 def test_vmap_equals_images_one_by_one():
-    features, boxes = random_features(2, 5, 6, 3), random_boxes(8, seed=6).reshape(2, 4, 4)
+    features, boxes = random_features(2, 5, 6, 3), boxes_around_the_map(8, seed=6).reshape(2, 4, 4)
     pool = functools.partial(roi_max_pool, output_size=2, spatial_scale=1 / 16)
     batched = jax.jit(jax.vmap(pool))(features, boxes)
     for i in range(2):

@@ -7,30 +7,18 @@ import pytest
 
 from experiments.flops import largest_product_bytes, saved_bytes
 from klbox_jax.ops import roi_pooling
+from klbox_jax.ops.roi_pooler import assign_boxes_to_levels
 from klbox_jax.ops.roi_pooling import (
-    assign_boxes_to_levels,
     interpolation_matrix,
     multilevel_roi_align,
     pool_with_matrices,
     roi_align,
 )
+from tests.cases import random_boxes, random_features
 from tests.references import roi_align as reference
 
 STATIC = ("output_size", "sampling_ratio", "spatial_scale", "aligned")
 jitted_roi_align = jax.jit(roi_align, static_argnames=STATIC)
-
-
-def random_features(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def random_boxes(count, *, seed=0, canvas=100.0):
-    """Boxes around a canvas, some of them partly or wholly outside it."""
-    rng = np.random.default_rng(seed)
-    corners = rng.uniform(-0.4 * canvas, 1.1 * canvas, (count, 2))
-    return np.concatenate([corners, corners + rng.uniform(0.5, canvas, (count, 2))], axis=1).astype(
-        np.float32
-    )
 
 
 SPECIAL_BOXES = np.array(
@@ -202,13 +190,16 @@ def test_levels_under_another_canonical_box():
 
 def test_each_box_is_pooled_from_its_level():
     strides, sides = (4, 8, 16, 32), (60.0, 150.0, 300.0, 500.0)
-    maps = [
-        np.full((640 // stride, 640 // stride, 2), level, np.float32) for level, stride in enumerate(strides)
-    ]
+    maps = {
+        stride: np.full((640 // stride, 640 // stride, 2), level, np.float32)
+        for level, stride in enumerate(strides)
+    }
     boxes = jnp.array([square(side, at=40.0) for side in (*sides, *sides[::-1])])
-    pool = functools.partial(
-        multilevel_roi_align, strides=strides, output_size=3, sampling_ratio=2, min_level=2
-    )
+
+    def pool(maps, boxes):
+        map_index = assign_boxes_to_levels(boxes, min_level=2, max_level=5)
+        return multilevel_roi_align(maps, boxes, map_index, output_size=3, sampling_ratio=2)
+
     found = jax.jit(pool)(maps, boxes)
     assert found.shape == (8, 3, 3, 2)
     for row, level in zip(found, (0, 1, 2, 3, 3, 2, 1, 0), strict=True):
@@ -220,11 +211,12 @@ def test_several_levels_equal_the_loops_at_each_boxs_own():
     maps = [random_features(10, 12, 3, seed=1), random_features(5, 6, 3, seed=2)]
     boxes = random_boxes(12, seed=3, canvas=80.0)
     arguments = {"output_size": 2, "sampling_ratio": 2}
-    found = jax.jit(
-        lambda maps, boxes: multilevel_roi_align(
-            maps, boxes, strides=strides, min_level=3, canonical_box_size=40.0, canonical_level=4, **arguments
-        )
-    )(maps, boxes)
+
+    def pool(maps, boxes):
+        map_index = assign_boxes_to_levels(boxes, min_level=3, max_level=4, canonical_box_size=40.0)
+        return multilevel_roi_align(dict(zip(strides, maps, strict=True)), boxes, map_index, **arguments)
+
+    found = jax.jit(pool)(maps, boxes)
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).astype(np.float64).prod(axis=1))
     assert {bool(side >= 40) for side in sides} == {True, False}
     for row, box, side in zip(found, boxes, sides, strict=True):
@@ -233,16 +225,27 @@ def test_several_levels_equal_the_loops_at_each_boxs_own():
         np.testing.assert_allclose(row, expected[0], atol=2e-5)
 
 
-def test_levels_and_strides_must_be_equally_many():
-    with pytest.raises(ValueError, match="zip"):
-        multilevel_roi_align(
-            [jnp.zeros((4, 4, 1))],
-            jnp.zeros((1, 4)),
-            strides=(8, 16),
-            output_size=1,
-            sampling_ratio=1,
-            min_level=3,
-        )
+def test_maps_count_from_the_smallest_stride_in_any_order():
+    maps = {16: jnp.full((4, 4, 1), 16.0), 8: jnp.full((8, 8, 1), 8.0)}
+    boxes = jnp.array([[10.0, 10, 30, 30], [10, 10, 30, 30]])
+    found = multilevel_roi_align(maps, boxes, jnp.array([0, 1]), output_size=1, sampling_ratio=2)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [8, 16], rtol=1e-6)
+
+
+@pytest.mark.parametrize("small_map", [0, 2**15])
+def test_no_boxes(small_map, monkeypatch):
+    monkeypatch.setattr(roi_pooling, "SMALL_MAP", small_map)
+
+    def pooled(features, boxes):
+        return roi_align(features, boxes, output_size=2, sampling_ratio=2, spatial_scale=1 / 8)
+
+    features, boxes = jnp.ones((9, 12, 3)), jnp.zeros((0, 4))
+    assert pooled(features, boxes).shape == (0, 2, 2, 3)
+    gradients = jax.jit(jax.grad(lambda *arguments: pooled(*arguments).sum(), argnums=(0, 1)))(
+        features, boxes
+    )
+    np.testing.assert_array_equal(gradients[0], np.zeros((9, 12, 3)))
+    assert gradients[1].shape == (0, 4)
 
 
 def multiplied(features, boxes, *, stride=8):
@@ -263,12 +266,11 @@ def test_images_under_vmap_and_windows_equal_the_products(monkeypatch):
     cotangent = random_features(2, 24, 2, 2, 3, seed=8)
 
     def forms(maps, boxes, cotangent):
-        arguments = {"min_level": 3, "canonical_box_size": 60.0}
-        levels = assign_boxes_to_levels(boxes, max_level=4, **arguments)
+        levels = assign_boxes_to_levels(boxes, min_level=3, max_level=4, canonical_box_size=60.0)
 
         def aligned(maps, boxes):
-            sizes = {"output_size": 2, "sampling_ratio": 2, "strides": (8, 16)}
-            return multilevel_roi_align(maps, boxes, **sizes, **arguments)
+            by_stride = dict(zip((8, 16), maps, strict=True))
+            return multilevel_roi_align(by_stride, boxes, levels, output_size=2, sampling_ratio=2)
 
         def expected(maps, boxes):
             chosen = (levels == 1)[:, None, None, None]

@@ -48,6 +48,14 @@ def test_fewer_boxes_than_samples():
     np.testing.assert_array_equal(samples.valid, [True] * 4 + [False] * 8)
 
 
+def test_no_boxes():
+    for draw in (subsample_labels, jitted_subsample):
+        samples = draw(jax.random.key(0), jnp.zeros(0, jnp.int32), num_samples=4, positive_fraction=0.5)
+        np.testing.assert_array_equal(samples.indices, [0] * 4)
+        assert not samples.is_positive.any()
+        assert not samples.valid.any()
+
+
 def test_the_share_of_positives_is_rounded_down():
     labels = labels_of(positives=20, negatives=20, ignored=0)
     samples = jitted_subsample(jax.random.key(0), labels, num_samples=10, positive_fraction=0.39)

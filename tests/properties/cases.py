@@ -1,11 +1,11 @@
-"""Candidates to permute, pad and move: crowds of boxes in half pixels, all scores different."""
+"""Candidates to permute, pad and move: clusters of boxes in half pixels, with distinct scores."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from tests.references.boxes import clustered_boxes
 
-# Half pixels moved by whole ones, and scaled by powers of two: no float32 rounds, and every IoU is the same to the bit.
+# Half pixels, moved by whole pixels and scaled by powers of two: float32 is exact, and every IoU is equal to the bit.
 SHIFT = np.array([64, -32, 64, -32], np.float32)
 SCALE = np.float32(4)
 COUNT = 48
@@ -30,11 +30,11 @@ def take(case, rows):
 
 
 def with_garbage(case, seed, *, extra=16):
-    """The same rows in the same order, between others that are not valid and would win; and where the rows are."""
+    """Returns the same rows in the same order between invalid rows with better scores, and the places of the rows."""
     rng = np.random.default_rng(seed)
     count = len(case["scores"])
     rows = np.sort(rng.permutation(count + extra)[:count])
-    # Copies of what is there, with better scores, and numbers that no box has.
+    # Copies of valid rows with better scores, and numbers that no box has.
     garbage = take(case, rng.integers(0, count, extra))
     garbage["boxes"][::4] = 3e6 * rng.normal(size=(len(garbage["boxes"][::4]), 4))
     garbage["scores"], garbage["ious"] = garbage["scores"] + 2, garbage["ious"] + 3

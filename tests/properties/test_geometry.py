@@ -11,9 +11,10 @@ from klbox_jax.ops.masks import crop_and_resize_masks
 from klbox_jax.ops.matcher import Label, match_boxes
 from klbox_jax.ops.precise_roi_pooling import precise_roi_pool
 from klbox_jax.ops.roi_max_pooling import roi_max_pool
-from klbox_jax.ops.roi_pooling import assign_boxes_to_levels, roi_align
+from klbox_jax.ops.roi_pooler import assign_boxes_to_levels
+from klbox_jax.ops.roi_pooling import roi_align
 from klbox_jax.ops.sampling import subsample_labels
-from klbox_jax.structures import GroundTruth
+from tests.cases import ground_truth
 from tests.properties.cases import COUNT, SCALE, SHIFT, candidates
 from tests.references.boxes import clustered_boxes
 
@@ -153,17 +154,6 @@ def test_the_crop_of_a_mask_knows_no_place_and_no_unit():
     order = np.random.default_rng(2).permutation(COUNT)
     shuffled = crop(masks[order], jnp.asarray(mask_boxes[order]), jnp.asarray(boxes[order]), rows)
     np.testing.assert_array_equal(shuffled, covered[order])
-
-
-def ground_truth(boxes, *, is_crowd, valid):
-    count = len(boxes)
-    return GroundTruth(
-        boxes=jnp.asarray(boxes),
-        classes=jnp.zeros(count, jnp.int32),
-        is_crowd=jnp.asarray(is_crowd),
-        valid=jnp.asarray(valid),
-        box_stds=jnp.ones((count, 4)),
-    )
 
 
 @jax.jit

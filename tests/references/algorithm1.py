@@ -1,6 +1,6 @@
 """Algorithm 1 of the KL-Loss paper (He et al., CVPR 2019) in float64 NumPy: class by class, pick by pick.
 
-Every class runs until nothing is left; the classes are merged by score and cut at the very end.
+Each class runs until no box is left. Then the classes are merged by score, and the list is cut.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ def algorithm1(
 ):
     """Detections, best first: dicts of index, score, class and, with `variances`, box and variance.
 
-    Only real boxes are passed in, there is no padding here.
+    All rows are real boxes; there is no padding.
     """
     boxes, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
     if variances is not None:

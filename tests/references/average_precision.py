@@ -8,8 +8,9 @@ IOU_THRESHOLDS = [(50 + 5 * i) / 100 for i in range(10)]
 def average_precision(ground_truth, results, *, max_detections=100):
     """Returns (AP, recall), both [classes in order of id, 10 thresholds], NaN for a class without objects.
 
-    Each image's detections of a class claim objects best first: the free object of highest IoU that
-    reaches the threshold. One that finds none but lies in a crowd (share of its own area) is not counted.
+    In each image, the detections of a class match objects in the order of their scores: each takes the free object
+    with the highest IoU that reaches the threshold. A detection without an object is not counted if it is inside a
+    crowd (by the share of its own area).
     """
     class_ids = sorted(category["id"] for category in ground_truth["categories"])
     image_ids = sorted(image["id"] for image in ground_truth["images"])
@@ -36,7 +37,7 @@ def _is_of(entry, image_id, class_id):
 
 
 def _claim(detections, objects, crowds, threshold):
-    """(score, is true positive) of each detection that counts."""
+    """(score, is true positive) of each counted detection."""
     free = dict(enumerate(objects))
     outcomes = []
     for detection in detections:

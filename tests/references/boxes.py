@@ -20,7 +20,7 @@ def iou_matrix(a, b):
 
 
 def share_inside(box, region):
-    """The share of the area of `box` that lies in `region`."""
+    """Share of the area of `box` inside `region`."""
     shared_x = min(box[2], region[2]) - max(box[0], region[0])
     shared_y = min(box[3], region[3]) - max(box[1], region[1])
     if shared_x <= 0 or shared_y <= 0:
@@ -29,7 +29,7 @@ def share_inside(box, region):
 
 
 def clustered_boxes(rng, count, *, canvas=200.0):
-    """Random boxes crowded around few centres, in half pixels: ties occur and float32 areas are exact."""
+    """Random boxes around a few centres, in half pixels: ties occur, and float32 areas are exact."""
     centres = rng.uniform(0, canvas, (max(count // 10, 1), 2))
     middle = centres[rng.integers(0, len(centres), count)] + rng.normal(0, 6, (count, 2))
     size = rng.uniform(15, 50, (count, 2))

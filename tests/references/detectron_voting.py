@@ -1,5 +1,7 @@
-"""The KL-Loss release from the head's outputs to detections, in its own terms: whole pixels of the file, offsets and
-log variances ordered x1, x2, y1, y2, boxes ordered x1, y1, x2, y2, one class and one pick after the other in float64.
+"""The KL-Loss release from the head's outputs to detections, one class and one pick after the other, in float64.
+
+It keeps the conventions of the release: whole pixels of the file, offsets and log variances ordered x1, x2, y1, y2,
+boxes ordered x1, y1, x2, y2.
 """
 
 import numpy as np
@@ -39,7 +41,7 @@ def overlaps(boxes):
 
 
 def vote_and_suppress(boxes, scores, sigmas, *, soft, nms=0.5, iou_sigma=0.01, floor=0.01):
-    """Picks of one class, in order: row, score and voted box of each; columns are multiplied as they come."""
+    """Picks of one class, in order: row, score and voted box; column k of `sigmas` belongs to column k of `boxes`."""
     boxes, sigmas = np.asarray(boxes, np.float64), np.asarray(sigmas, np.float64)
     iou, scores = overlaps(boxes), np.array(scores, np.float64)
     queue, picks = list(range(len(boxes))), []

@@ -18,7 +18,7 @@ def cluster_around(center, center_class, case, affinity):
 
 
 def filtered(measurements, variances):
-    """Mean and variance after folding in one measurement after the other, as a Kalman filter does."""
+    """Mean and variance after one measurement at a time, updated like a Kalman filter."""
     mean, variance = float(measurements[0]), float(variances[0])
     for measured, noise in zip(measurements[1:], variances[1:], strict=True):
         gain = variance / (variance + float(noise))
@@ -27,7 +27,7 @@ def filtered(measurements, variances):
 
 
 def bayes(case, *, affinity, mode, calibration=1.0):
-    """Boxes and variances of the clusters around the kept boxes; `case["variances"]` are measurements'."""
+    """Boxes and variances of the clusters around the kept boxes; `case["variances"]` are those of the measurements."""
     boxes = np.array(case["kept_boxes"], np.float64)
     variances = np.zeros_like(boxes)
     for kept in range(len(boxes)):
@@ -45,7 +45,7 @@ def bayes(case, *, affinity, mode, calibration=1.0):
 
 
 def weighted_boxes(boxes, scores, classes, valid, *, iou_threshold):
-    """Clusters as dicts of `members` (rows, as they came), `box`, `score` and `class`, in order of opening."""
+    """Clusters as dicts of `members` (rows in the order of joining), `box`, `score` and `class`, oldest first."""
     rows = sorted((row for row in range(len(boxes)) if valid[row]), key=lambda row: -scores[row])
     clusters = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""IoU-guided NMS pick by pick, as the paper's Algorithm 1 lists it."""
+"""IoU-guided NMS pick by pick, in the order of the paper's Algorithm 1."""
 
 from tests.references.boxes import iou_of_pair
 

@@ -1,10 +1,10 @@
-"""Scores lowered by how unsure the edges are, one detection and one edge at a time."""
+"""Scores lowered by the variances of the edges, one detection and one edge at a time."""
 
 import math
 
 
 def scores_by_std(detections, strength):
-    """Score of each detection, which has a `score`, a `box` and the `variance` of its edges."""
+    """Lowered score of each detection; a detection has a `score`, a `box` and the `variance` of its edges."""
     scores = []
     for found in detections:
         x1, y1, x2, y2 = map(float, found["box"])

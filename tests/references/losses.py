@@ -48,7 +48,7 @@ def kl_loss_note(e, alpha):
 
 
 def gaussian_nll(e, alpha):
-    """(loss, sum of its absolute terms), as below: from the density, less the constant the loss leaves out."""
+    """(loss, sum of its absolute terms): from the density, without the constant that the loss omits."""
     sigma = math.exp(alpha / 2)
     density = math.exp(-0.5 * (e / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     if density > 1e-290:

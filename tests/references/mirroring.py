@@ -1,4 +1,4 @@
-"""A mirrored image and what is said of it, one pixel and one box at a time."""
+"""A mirrored image and its boxes, one pixel and one box at a time."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def mirrored_image(image, width):
 
 
 def boxes_in_the_image(coding, deltas, proposals, width, *, weights):
-    """The boxes in pixels that offsets of mirrored proposals stand for, each seen in the image itself."""
+    """Boxes decoded from the mirrored proposals and mirrored back to the image, in pixels."""
     result = np.zeros_like(deltas)
     for row, proposal in enumerate(proposals):
         side_x, side_y = proposal[2] - proposal[0], proposal[3] - proposal[1]
@@ -27,6 +27,6 @@ def boxes_in_the_image(coding, deltas, proposals, width, *, weights):
                 x1, x2 = x - half, x + half
                 y, half = proposal[1] + side_y / 2 + d[1] * side_y, side_y * np.exp(d[3]) / 2
                 y1, y2 = y - half, y + half
-            # What lies at x in the mirror lies at width - x, and so the right edge is the left one.
+            # x in the mirrored image is width - x in the image, so the right edge becomes the left one.
             result[row, column] = [width - x2, y1, width - x1, y2]
     return result

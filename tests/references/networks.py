@@ -1,4 +1,4 @@
-"""Layers of one image in float64, tap by tap; params are trees of arrays as the modules have them."""
+"""Layers of one image in float64, tap by tap; params are trees of arrays like those of the modules."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def conv(x, kernel, strides, padding, bias=0.0):
 
 
 def max_pool(x, side, strides, padding=0):
-    """Caffe's: windows that start on the padded map, however far they lead out of it."""
+    """Caffe's pooling: every window that starts on the padded map, even if it ends outside."""
     height, width = (
         -(-(length + 2 * padding - side) // strides) + 1 - (padding > 0 and length % strides == 0)
         for length in x.shape[:2]

@@ -1,4 +1,4 @@
-"""Greedy NMS as one tells it: take the best, strike what it covers, repeat."""
+"""Greedy NMS: take the best box, remove the boxes that overlap it, repeat."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tests.references.boxes import iou_of_pair
 
 
 def greedy_nms(boxes, scores, valid, *, iou_threshold, classes=None, iou=iou_of_pair):
-    """Rows that survive, best first; `iou` of two boxes may be given."""
+    """Surviving rows, best first; `iou` is an optional function of two boxes."""
     remaining = [row for row in range(len(boxes)) if valid[row]]
     kept = []
     while remaining:

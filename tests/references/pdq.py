@@ -12,7 +12,7 @@ def gaussian_below(x, mean, std):
 
 
 def probability(entry, row, column, height, width):
-    """That the corner left and above lies in the image before the pixel's end, the other after its start."""
+    """Probability that the box covers a pixel: first corner before the end of the pixel, second after its start."""
     x1, y1, x2, y2 = corners(entry["bbox"])
     sx1, sy1, sx2, sy2 = entry["bbox_std"]
     first_x = gaussian_below(column + 1, x1, sx1) - gaussian_below(0, x1, sx1)
@@ -45,7 +45,7 @@ def spatial_quality(annotation, mask, detection, height, width):
 
 
 def pdq(ground_truth, results, masks=None):
-    """`masks` are by the id of the annotation."""
+    """(PDQ, number of hits, of false positives, of misses); `masks` has the ids of the annotations as keys."""
     total, num_hits, num_objects, num_false = 0.0, 0, 0, 0
     num_classes = len(ground_truth["categories"])
     for image in ground_truth["images"]:
