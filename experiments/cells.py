@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.seeds import interval_text
 from klbox_jax.files import read_json
+from klbox_jax.report.columns import interval_text
 from klbox_jax.report.paper import PAPER_TABLE4, Cell
 from klbox_jax.report.tables import markdown_table, marked, paper_cells
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.speed.measure import Measure, Values
-from benchmarks.speed.statistics import ratio_interval, ratio_of_medians
+from klbox_jax.evaluation.confidence import ratio_interval, ratio_of_medians
 from klbox_jax.report.tables import markdown_table
 
 COLUMNS = ("measure", "ours", "against", "ratio", "95 % of it", "must", "goal", "pairs", "mark")

@@ -6,13 +6,11 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from benchmarks.speed import coco_evaluation, measure, pipeline, plan, roi_align, suppression, work
 from benchmarks.speed.measure import Measure, Sides, Values, run_in_turn, timed
 from benchmarks.speed.memory import peak_bytes
-from benchmarks.speed.statistics import ratio_interval, ratio_of_medians
 from benchmarks.speed.table import mark, quantity, record, row_text, table_markdown
 from klbox_jax.data.coco import CocoSource
 from klbox_jax.evaluation.coco import evaluate_detections
@@ -22,36 +20,6 @@ from klbox_jax.models.convolution import Conv
 def make_measure(name="step", **fields):
     fields = {"against": "a peer", "unit": "s", "must": 1.0, "goal": 0.8, "prepare": None} | fields
     return Measure(name=name, **fields)
-
-
-def test_the_ratio_is_that_of_the_medians():
-    # Medians 3 and 6; the mean of ours is far off.
-    assert ratio_of_medians((1.0, 3.0, 100.0), (5.0, 6.0, 7.0)) == 0.5
-
-
-def test_the_interval_holds_what_repeats_and_widens_with_noise():
-    rng = np.random.default_rng(3)
-    quiet, noisy = ((5.0 * rng.lognormal(0, std, 40)).tolist() for std in (0.01, 0.3))
-    peer = tuple(10.0 * rng.lognormal(0, 0.01, 40))
-    narrow, wide = ratio_interval(tuple(quiet), peer), ratio_interval(tuple(noisy), peer)
-    assert narrow[0] <= 0.5 <= narrow[1]
-    assert wide[1] - wide[0] > 5 * (narrow[1] - narrow[0])
-    # Both sides slow down together, pair by pair: the ratio is known exactly.
-    slowed = np.array(noisy)
-    np.testing.assert_allclose(ratio_interval(tuple(slowed), tuple(2 * slowed)), 0.5)
-    # One pair is all there is to draw.
-    assert ratio_interval((3.0,), (4.0,)) == (0.75, 0.75)
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(100):
-        ours, peer = rng.lognormal(0, 0.2, 30), rng.lognormal(np.log(2), 0.2, 30)
-        low, high = ratio_interval(tuple(ours), tuple(peer))
-        covered += low <= 0.5 <= high
-    # 95 are expected, with a standard deviation of 2.2.
-    assert covered >= 88
 
 
 @pytest.mark.parametrize(

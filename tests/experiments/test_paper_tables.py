@@ -6,7 +6,7 @@ import pytest
 from absl.testing import flagsaver
 
 from configs.scenes import TINY
-from experiments import networks, rows, runs, table2, table3, table5, table6, tables
+from experiments import networks, paper_tables, runs
 from experiments.mask_scenes import get_config
 from klbox_jax.evaluation import eval_step as evaluate
 from klbox_jax.models.build import build_model
@@ -14,13 +14,13 @@ from klbox_jax.report.tables import METRICS
 from klbox_jax.train import loop
 from tests.thin import scenes_config
 
-TABLES = {module.TABLE.name: module for module in (table2, table3, table5, table6)}
+TABLES = paper_tables.TABLES
 FILES = {"data_root": "photographs", "init_weights": "w.pkl", "init_weights_vgg_cnn_m_1024": "m.pkl"}
 ROWS = {
-    "table2": ("baseline", "box_voting", "soft_nms", "iou_net", "kl", "kl_voting", "kl_voting_soft_nms"),
-    "table3": ("baseline", "kl"),
-    "table5": ("baseline", "soft_nms", "iou_net", "kl", "kl_voting", "kl_voting_soft_nms"),
-    "table6": ("baseline", "soft_nms", "kl", "kl_voting", "kl_voting_soft_nms"),
+    "2": ("baseline", "box_voting", "soft_nms", "iou_net", "kl", "kl_voting", "kl_voting_soft_nms"),
+    "3": ("baseline", "kl"),
+    "5": ("baseline", "soft_nms", "iou_net", "kl", "kl_voting", "kl_voting_soft_nms"),
+    "6": ("baseline", "soft_nms", "kl", "kl_voting", "kl_voting_soft_nms"),
 }
 
 
@@ -32,9 +32,15 @@ def names_of(table, preset):
     ]
 
 
+def run(name):
+    """Runs the program for a table."""
+    with flagsaver.flagsaver(table=name):
+        paper_tables.main(["paper_tables"])
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_rows_are_those_of_the_paper(name):
-    table = TABLES[name].TABLE
+    table = TABLES[name]
     assert tuple(row.name for row in table.rows) == ROWS[name]
     heads = table.heads["full"]
     # The networks come in the order of the rows.
@@ -45,10 +51,10 @@ def test_the_rows_are_those_of_the_paper(name):
 
 def test_a_name_has_one_meaning():
     by_name = {}
-    for module in TABLES.values():
-        for row in module.TABLE.rows:
+    for table in TABLES.values():
+        for row in table.rows:
             assert by_name.setdefault(row.name, row) == row
-    assert rows.IOU_NET.settings == {"refine_steps": 5}
+    assert runs.IOU_NET.settings == {"refine_steps": 5}
 
 
 @pytest.mark.parametrize("family", networks.FAMILIES)
@@ -98,8 +104,8 @@ def test_the_scenes_with_masks():
 def test_a_dry_run_prints_commands_data_and_estimates(name, preset, tmp_path, capsys):
     # Nothing is needed for it, and nothing is written.
     with flagsaver.flagsaver(preset=preset, dry_run=True, workdir=str(tmp_path / "table")):
-        TABLES[name].main([name])
-        wanted = TABLES[name].TABLE.networks(preset)
+        run(name)
+        wanted = TABLES[name].networks(preset)
     text = capsys.readouterr().out
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("  python")]
     assert len(commands) == len(wanted)
@@ -117,25 +123,30 @@ def test_a_dry_run_prints_commands_data_and_estimates(name, preset, tmp_path, ca
 
 def test_the_estimate_by_hand(capsys):
     with flagsaver.flagsaver(preset="full", dry_run=True):
-        table5.main(["table5"])
+        run("5")
     # 180,000 steps of 16 images at 9.5 images a second.
     assert "180000 steps of 16 images, estimate 84.21 device hours" in capsys.readouterr().out
+
+
+def test_a_table_has_to_be_named():
+    with pytest.raises(ValueError, match="name a table of the paper: --table=2, 3, 4, 5 or 6"):
+        paper_tables.main(["paper_tables"])
 
 
 def test_what_is_missing_is_named():
     with flagsaver.flagsaver(preset="full"):
         with pytest.raises(ValueError, match="--preset=full needs --data_root=FOLDER and --init_weights"):
-            table2.main(["table2"])
+            run("2")
         with (
             flagsaver.flagsaver(data_root="voc", init_weights="w.pkl"),
             pytest.raises(ValueError, match="needs --init_weights_vgg_cnn_m_1024=FILE"),
         ):
-            table6.main(["table6"])
+            run("6")
     with (
         flagsaver.flagsaver(preset="aquarium"),
         pytest.raises(ValueError, match="table3 has no preset aquarium; choose mini or full"),
     ):
-        table3.main(["table3"])
+        run("3")
 
 
 @pytest.mark.parametrize("preset", ["mini", "full"])
@@ -145,7 +156,7 @@ def test_the_files_of_a_table(name, preset, tmp_path, monkeypatch):
 
     def train_and_evaluate(network, of_network, *, voc):
         done.append(network.name)
-        assert voc == (name == "table6")
+        assert voc == (name == "6")
         fake = {"data": "some/set", "data_fingerprint": None, "seed": 0, "steps": 9, "seconds": 1.0}
         return [
             row.labels() | dict.fromkeys((*METRICS, "AP_voc"), 30.0 + len(done)) | fake for row in of_network
@@ -153,10 +164,10 @@ def test_the_files_of_a_table(name, preset, tmp_path, monkeypatch):
 
     monkeypatch.setattr(networks, "train_and_evaluate", train_and_evaluate)
     with flagsaver.flagsaver(preset=preset, workdir=str(tmp_path)):
-        TABLES[name].main([name])
+        run(name)
     table = json.loads((tmp_path / "table.json").read_text())
     text = (tmp_path / "table.md").read_text()
-    module = TABLES[name].TABLE
+    module = TABLES[name]
     assert [row["name"] for row in table["rows"]] == names_of(module, preset)
     assert len(set(done)) == len(done)
     assert all(f"| {row_name} " in text for row_name in (*names_of(module, preset), *module.paper))
@@ -168,7 +179,7 @@ def test_the_files_of_a_table(name, preset, tmp_path, monkeypatch):
 def thin_table(tmp_path_factory):
     """The whole of a small table with masks: one training, one row."""
     folder = tmp_path_factory.mktemp("masks")
-    table = dataclasses.replace(table3.TABLE, heads={"mini": {"head": "mask"}}, rows=(rows.KL,), voc=True)
+    table = dataclasses.replace(TABLES["3"], heads={"mini": {"head": "mask"}}, rows=(runs.KL,), voc=True)
 
     def load_config(path, arg, fields):
         assert path == "experiments/mask_scenes.py"
@@ -185,7 +196,7 @@ def thin_table(tmp_path_factory):
         patch.setattr(runs, "load_config", load_config)
         flags = {"workdir": str(folder / "table"), "networks_dir": str(folder / "networks")}
         with flagsaver.flagsaver(**flags):
-            tables.run_table(table)
+            paper_tables.run_table(table)
             yield folder, table
 
 
@@ -211,5 +222,5 @@ def test_what_is_finished_is_skipped(thin_table, monkeypatch):
     monkeypatch.setattr(networks, "evaluate_voc", never)
     before = json.loads((folder / "table" / "table.json").read_text())
     (folder / "table" / "table.json").unlink()
-    tables.run_table(table)
+    paper_tables.run_table(table)
     assert json.loads((folder / "table" / "table.json").read_text()) == before
