@@ -1,9 +1,10 @@
-"""What a program computes and keeps, read off its jaxpr: exact for given shapes, and nothing is run."""
+"""Operations and bytes of a program, from its shapes: exact, and nothing is run."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -13,7 +14,7 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
     Everything else (activations, norms, pooling, NMS) is left out, as is usual. A convolution's window counts
     whole where it covers padding, and without the zeros that the gradient of a strided one inserts. Of the branches
-    of a condition the dearest counts, and of the forms of a layer for several platforms that of accelerators.
+    of a condition the most expensive counts, and of the forms of a layer for several platforms that of accelerators.
 
     Raises:
         ValueError: a loop whose length is unknown holds a product.
@@ -41,7 +42,7 @@ def _flops_of(equation) -> int:
             return max(count_flops(branch.jaxpr) for branch in params["branches"])
         case "while":
             if any(map(count_flops, _inner(params))):
-                raise ValueError("a while loop holds a product, and how often it turns is unknown")
+                raise ValueError("a while loop holds a product, and the number of its rounds is unknown")
             return 0
         case _:
             return sum(map(count_flops, _inner(params)))
@@ -86,3 +87,42 @@ def saved_bytes(function: Callable, *arguments) -> int:
     for variable in (*jaxpr.invars, *jaxpr.constvars):
         kept.pop(id(variable), None)
     return sum(aval.size * aval.dtype.itemsize for aval in kept.values())
+
+
+def layer_flops(
+    forward: Callable[..., Any], *arguments: Any, frozen: tuple[str, ...], lowest_trained: tuple[str, ...]
+) -> int:
+    """Returns the operations of the convolutions and dense layers of a training step, from their shapes.
+
+    A layer does two operations for each multiply-add, once on the way forward. On the way back it does as many again
+    for the gradient of its kernel unless it is frozen, and as many for that of its input unless all below is frozen.
+    Nothing else counts; pooling and repeated computation do not.
+
+    Args:
+        forward: calls the layers; is only traced.
+        *arguments: of `forward`.
+        frozen: prefixes of the paths of frozen layers.
+        lowest_trained: paths of the layers right above the frozen ones, whose inputs need no gradient.
+    """
+    total = 0
+
+    def count(call, args, kwargs, context):
+        nonlocal total
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__" and "kernel" in context.module.variables.get("params", {}):
+            kernel = context.module.variables["params"]["kernel"]
+            once = 2 * output.size * kernel.size // kernel.shape[-1]
+            path = "/".join(context.module.path)
+            total += once * passes(path, frozen=frozen, lowest_trained=lowest_trained)
+        return output
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(forward, *arguments)
+    return total
+
+
+def passes(path: str, *, frozen: tuple[str, ...], lowest_trained: tuple[str, ...]) -> int:
+    """Returns how often the layer of a path does its work in a step: forward, for the kernel, for the input."""
+    if any(path == prefix or path.startswith(f"{prefix}/") for prefix in frozen):
+        return 1
+    return 2 if path in lowest_trained else 3

@@ -1,15 +1,14 @@
-"""One training step and one prediction of R50-FPN at full scale: peak memory and seconds, beside torchvision's.
+"""Measures one training step and one prediction of R50-FPN at full scale: peak memory and seconds, and torchvision's.
 
     python -m benchmarks.full_scale --output=runs/full_scale
 
 Both detectors have random weights and see one random image of 800 x 1344 pixels with ten objects, in float32. Ours is
 configs/faster_rcnn_resnet50_fpn.py, with KL Loss, and its predictions are post-processed; theirs is
 `fasterrcnn_resnet50_fpn` with frozen batch norm, three trained stages, 81 outputs, and no resizing. Both train stages 3
-to 5, sample 512 RoIs, and look at 1000 proposals in a prediction. Each measurement has a process to itself, one after
-the other. Writes full_scale.json and prints a table. torchvision is the extra `parity`.
+to 5, sample 512 RoIs, and use 1000 proposals in a prediction. Each measurement has a process to itself, one after the
+other. Writes full_scale.json and prints a table. torchvision is the extra `parity`.
 """
 
-import functools
 import json
 import pathlib
 import subprocess
@@ -18,22 +17,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from absl import app, flags
+import numpy as np
+from absl import flags
 
 from benchmarks.speed.memory import peak_bytes
+from klbox_jax import cli
+from klbox_jax.files import write_json
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, number
 
-# Both frameworks are imported where they are used: neither should pay for the other.
+# JAX and torch are imported where they are used: neither should count for the other.
 
-CONFIG = "configs/faster_rcnn_resnet50_fpn.py"
+CONFIG = "faster_rcnn_resnet50_fpn"
 CANVAS = (800, 1344)
 NUM_CLASSES = 80
 NUM_OBJECTS = 10
 
 
-def image_and_objects():
+def image_and_objects() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns a random image, height x width x 3, and the boxes and classes of its objects."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     height, width = CANVAS
     corners = rng.uniform(0.0, 0.6, (NUM_OBJECTS, 2))
@@ -47,87 +49,42 @@ def image_and_objects():
 
 def ours(*, train: bool) -> dict[str, float]:
     """Compiles our step, runs it twice, and returns the seconds of each."""
-    import jax
-
-    from benchmarks.model_report import example_batch
-    from experiments.runs import load_config
+    from benchmarks.model_report import example_batch, get_config
+    from benchmarks.steps import make_step
     from klbox_jax.compilation import give_back_freed_memory
-    from klbox_jax.distributed import make_mesh
-    from klbox_jax.evaluation.eval_step import compile_eval_step
-    from klbox_jax.models.build import build_model
-    from klbox_jax.postprocess.settings import PostprocessSettings
-    from klbox_jax.train.init_or_restore import dummy_batch
-    from klbox_jax.train.optimizer import build_optimizer
-    from klbox_jax.train.step import compile_train_step, create_state
 
-    config = load_config(CONFIG, "loss=kl", {})
+    config = get_config(CONFIG, "loss=kl")
     image, boxes, classes = image_and_objects()
     batch = example_batch(config.data)
     batch.images[0] = image
     batch.gt.boxes[0, :NUM_OBJECTS], batch.gt.classes[0, :NUM_OBJECTS] = boxes, classes
     batch.gt.valid[0, NUM_OBJECTS:] = False
-
-    optimizer, schedule = build_optimizer(config.optimizer, batch_size=1, accumulate_steps=1, total_steps=100)
-    model = build_model(config.model, num_classes=NUM_CLASSES)
-    dummy = dummy_batch((64, 64))
-    if train:
-        state = create_state(model, optimizer, batch=dummy, seed=0)
-        step = compile_train_step(
-            make_mesh(),
-            model=model,
-            optimizer=optimizer,
-            schedule=schedule,
-            seed=0,
-            frozen=config.optimizer.frozen,
-        )
-    else:
-        init = functools.partial(model.init, method="init_all_heads")
-        state = jax.jit(init)(jax.random.key(0), dummy)["params"]
-        settings = {"": PostprocessSettings(**config.postprocess)}
-        step = compile_eval_step(make_mesh(), model=model, settings=settings)
+    step = make_step("train" if train else "eval", config, batch, classes=NUM_CLASSES)
     started = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower().compile()
     compile_seconds = time.perf_counter() - started
-    # As the training loop does, before the first step.
+    # Like the training loop, before the first step.
     give_back_freed_memory()
-
-    def run():
-        nonlocal state
-        found = jax.block_until_ready(compiled(state, batch))
-        if train:
-            state, _ = found
-
+    run = step.runner(compiled)
+    del step
     return {"compile": compile_seconds, "first": _seconds(run), "second": _seconds(run)}
 
 
 def theirs(*, train: bool) -> dict[str, float]:
     """Runs torchvision's step twice, and returns the seconds of each."""
-    import torch
     from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-    from torchvision.ops import FrozenBatchNorm2d
+
+    from benchmarks import torchvision_peer as peer
 
     image, boxes, classes = image_and_objects()
-    images = [torch.from_numpy(image).permute(2, 0, 1).float() / 255]
-    targets = [{"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(classes).long() + 1}]
-    torch.manual_seed(0)
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3
-    )
-    model = FasterRCNN(backbone, NUM_CLASSES + 1, min_size=CANVAS[0], max_size=CANVAS[1]).train(train)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.02 / 16, momentum=0.9, weight_decay=1e-4)
-
-    def run():
-        if not train:
-            with torch.inference_mode():
-                model(images)
-            return
-        loss = sum(model(images, targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
+    images = peer.make_images(image[None])
+    sizes = {"num_classes": NUM_CLASSES + 1, "min_size": CANVAS[0], "max_size": CANVAS[1]}
+    model = peer.build(FasterRCNN, seed=0, trainable_layers=3, **sizes)
+    if train:
+        targets = peer.make_targets(boxes[None], classes[None])
+        run = peer.train_step(model, images, targets, learning_rate=0.02 / 16)
+    else:
+        run = peer.inference(model, images)
     return {"first": _seconds(run), "second": _seconds(run)}
 
 
@@ -137,7 +94,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-# The names of the measurements, each with its function and what it does.
+# Measurements by name: the function, and its argument `train`.
 PARTS = {
     "ours, training step": (ours, True),
     "ours, prediction": (ours, False),
@@ -147,7 +104,7 @@ PARTS = {
 
 
 def measure(part: str) -> dict[str, float]:
-    """Returns what a process of its own says of a part: `peak_gb`, and seconds.
+    """Returns the numbers of a part from a process of its own: `peak_gb`, and seconds.
 
     Raises:
         RuntimeError: the process failed; its messages are above.
@@ -160,38 +117,31 @@ def measure(part: str) -> dict[str, float]:
 
 
 def table(measured: Mapping[str, Mapping[str, float]]) -> str:
-    """Returns the Markdown table of the parts; what a part does not have is a dash."""
-    from klbox_jax.report.tables import markdown_table
-
-    columns = {
-        "peak memory, GB": ("peak_gb", ".2f"),
-        "compilation, s": ("compile", ".1f"),
-        "first run, s": ("first", ".1f"),
-        "second run, s": ("second", ".1f"),
-    }
-    rows = [
-        (part, *(format(row[name], form) if name in row else "-" for name, form in columns.values()))
-        for part, row in measured.items()
-    ]
-    return markdown_table(("", *columns), rows)
+    """Returns the Markdown table of the parts; a number that a part does not have is a dash."""
+    table_columns = (
+        Column("", lambda row: row["part"]),
+        number("peak_gb", ".2f", "peak memory, GB"),
+        number("compile", ".1f", "compilation, s"),
+        number("first", ".1f", "first run, s"),
+        number("second", ".1f", "second run, s"),
+    )
+    return columns.table(table_columns, [{"part": part} | row for part, row in measured.items()])
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def main(_: list[str]) -> None:
+    """Measures all parts, or prints the numbers of one that is measured here."""
     if _PART.value:
         function, train = PARTS[_PART.value]
         seconds = function(train=train)
         print(json.dumps({"peak_gb": peak_bytes() / 1e9} | seconds))
         return
     measured = {part: measure(part) for part in PARTS}
-    output = pathlib.Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "full_scale.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    write_json(pathlib.Path(_OUTPUT.value) / "full_scale.json", measured)
     print(table(measured))
 
 
 if __name__ == "__main__":
     # Not at the top: other programs have flags of these names, and tests import them into one process.
     _OUTPUT = flags.DEFINE_string("output", "runs/full_scale", "Folder of full_scale.json.")
-    _PART = flags.DEFINE_string("part", "", "Measure this one here, and print its numbers as JSON.")
-    app.run(_main)
+    _PART = flags.DEFINE_string("part", "", "Measure this part here, and print its numbers as JSON.")
+    cli.start(main)

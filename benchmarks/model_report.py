@@ -1,4 +1,4 @@
-"""Size, arithmetic and memory of the full-scale detectors, from their shapes alone: writes docs/models.md.
+"""Size, arithmetic and memory of the full-scale detectors, from their shapes alone: the table of docs/models.md.
 
     python -m benchmarks.model_report
 
@@ -6,6 +6,7 @@ Nothing is trained or run: the programs are traced for one image on the largest 
 minute.
 """
 
+import importlib
 import math
 import pathlib
 from collections.abc import Sequence
@@ -15,48 +16,36 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks.flops import count_flops, largest_product_bytes, saved_bytes
-from experiments.runs import load_config
+from benchmarks.steps import param_shapes
+from klbox_jax import cli
 from klbox_jax.models.build import build_model
-from klbox_jax.report.tables import markdown_table
+from klbox_jax.report import columns, documents
+from klbox_jax.report.columns import number
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.step import stop_frozen
 
-# File, argument and number of classes of each row.
+# Config, argument and number of classes of each row.
 MODELS = (
-    ("configs/faster_rcnn_vgg_cnn_m_1024.py", "", 20),
-    ("configs/faster_rcnn_vgg16.py", "data=voc", 20),
-    ("configs/faster_rcnn_vgg16.py", "", 80),
-    ("configs/faster_rcnn_resnet50_c4.py", "", 80),
-    ("configs/faster_rcnn_resnet50_fpn.py", "", 80),
-    ("configs/faster_rcnn_resnet50_fpn.py", "depth=101", 80),
-    ("configs/mask_rcnn_resnet50_fpn.py", "", 80),
-    ("configs/mask_rcnn_resnet50_fpn.py", "depth=101", 80),
+    ("faster_rcnn_vgg_cnn_m_1024", "", 20),
+    ("faster_rcnn_vgg16", "data=voc", 20),
+    ("faster_rcnn_vgg16", "", 80),
+    ("faster_rcnn_resnet50_c4", "", 80),
+    ("faster_rcnn_resnet50_fpn", "", 80),
+    ("faster_rcnn_resnet50_fpn", "depth=101", 80),
+    ("mask_rcnn_resnet50_fpn", "", 80),
+    ("mask_rcnn_resnet50_fpn", "depth=101", 80),
 )
 MEMORIES = (16, 24, 40, 80)  # GB
 # The share of the memory that is planned with; the rest is the compiler's.
 USED_SHARE = 0.9
 
-TEXT = """# The full-scale detectors
 
-Written by `python -m benchmarks.model_report`. None of them was trained yet; the numbers follow from shapes alone.
-
-{table}
-
-* **parameters**: with the four of each frozen batch norm, and with the log-variance branch of KL Loss.
-* **canvas**: height x width of the largest canvas, for which all that follows is.
-* **GFLOP, forward**: of one image up to the raw predictions of all proposals; two operations for each multiply-add of
-  convolutions and products, everything else left out. RoIAlign is such products, with matrices that are mostly zeros,
-  and they count whole. Heads that look at the final detections only (masks) are not in it.
-* **GFLOP, step**: of one image in training, forward and backward, frozen layers without a backward pass.
-* **activations**: an estimate: what differentiation keeps of one image from the forward to the backward pass, in
-  float32, and the largest result of a single product, which RoIAlign often has. The compiler may keep less, and may
-  need more while it works.
-* **batch on**: an estimate: images that fit beside parameters, gradients and momentum, with a tenth of the memory left
-  over. Measure before you rely on it.
-"""
+def get_config(name: str, arg: str = "") -> ml_collections.ConfigDict:
+    """Returns the config of the file configs/NAME.py."""
+    return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
 def example_batch(config: Any) -> Batch:
@@ -89,11 +78,9 @@ def measure(config: ml_collections.ConfigDict, *, num_classes: int) -> dict[str,
     The names: `parameters`, `parameter_bytes`, `forward_flops`, `step_flops`, `saved_bytes`, `product_bytes`.
     """
     model = build_model(config.model, num_classes=num_classes)
-    leaves, structure = jax.tree.flatten(example_batch(config.data))
+    batch = example_batch(config.data)
+    leaves, structure = jax.tree.flatten(batch)
     key = jax.random.key(0)
-
-    def init(leaves):
-        return model.init(key, jax.tree.unflatten(structure, leaves), method="init_all_heads")["params"]
 
     def loss(params, leaves):
         params = stop_frozen(params, config.optimizer.frozen)
@@ -107,7 +94,7 @@ def measure(config: ml_collections.ConfigDict, *, num_classes: int) -> dict[str,
         batch = jax.tree.unflatten(structure, leaves)
         return jax.tree.leaves(model.apply({"params": params}, batch, method="predict"))
 
-    params = jax.eval_shape(init, leaves)
+    params = param_shapes(model, batch)
     step = jax.make_jaxpr(jax.grad(loss))(params, leaves).jaxpr
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -120,53 +107,57 @@ def measure(config: ml_collections.ConfigDict, *, num_classes: int) -> dict[str,
 
 
 def largest_batch(memory_gb: int, *, parameter_bytes: int, image_bytes: int) -> int:
-    """Returns how many images fit beside three copies of the parameters; 0 if none does."""
+    """Returns the number of images that fit next to three copies of the parameters; 0 if none does."""
     left = USED_SHARE * memory_gb * 1e9 - 3 * parameter_bytes
     return max(0, int(left // image_bytes))
 
 
-def table(models: Sequence[tuple[str, str, int]] = MODELS) -> str:
-    """Returns the Markdown table of the models, traced one after the other."""
-    columns = (
-        "config",
-        "canvas",
-        "parameters",
-        "GFLOP, forward",
-        "GFLOP, step",
-        "activations, MB",
-        *(f"batch on {memory} GB" for memory in MEMORIES),
-    )
+def rows_of(models: Sequence[tuple[str, str, int]] = MODELS) -> list[dict]:
+    """Returns the records of the models, traced one after the other."""
     rows = []
-    for path, arg, num_classes in models:
-        config = load_config(path, arg, {})
+    for name, arg, num_classes in models:
+        config = get_config(name, arg)
         numbers = measure(config, num_classes=num_classes)
-        logging.info("%s:%s %s", path, arg, numbers)
-        canvas = max(config.data.canvases, key=math.prod)
-        sizes = {
-            "parameter_bytes": numbers["parameter_bytes"],
-            "image_bytes": numbers["saved_bytes"] + numbers["product_bytes"],
-        }
-        rows.append(
-            (
-                f"{pathlib.Path(path).stem}{':' + arg if arg else ''}",
-                f"{canvas[0]} x {canvas[1]}",
-                f"{numbers['parameters']:,}",
-                f"{numbers['forward_flops'] / 1e9:,.0f}",
-                f"{numbers['step_flops'] / 1e9:,.0f}",
-                f"{sizes['image_bytes'] / 1e6:,.0f}",
-                *(str(largest_batch(memory, **sizes)) for memory in MEMORIES),
+        logging.info("%s:%s %s", name, arg, numbers)
+        height, width = max(config.data.canvases, key=math.prod)
+        image_bytes = numbers["saved_bytes"] + numbers["product_bytes"]
+        batches = {
+            str(memory): largest_batch(
+                memory, parameter_bytes=numbers["parameter_bytes"], image_bytes=image_bytes
             )
-        )
-    return markdown_table(columns, rows, text_columns=("canvas",))
+            for memory in MEMORIES
+        }
+        row = {
+            "config": f"{name}{':' + arg if arg else ''}",
+            "canvas": f"{height} x {width}",
+            "parameters": numbers["parameters"],
+            "GFLOP, forward": numbers["forward_flops"] / 1e9,
+            "GFLOP, step": numbers["step_flops"] / 1e9,
+            "activations, MB": image_bytes / 1e6,
+        }
+        rows.append(row | batches)
+    return rows
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def table() -> str:
+    """Returns the table of docs/models.md."""
+    numbers = ("GFLOP, forward", "GFLOP, step", "activations, MB")
+    table_columns = [
+        *(columns.text("config"), columns.text("canvas"), number("parameters", ",d")),
+        *(number(key, ",.0f") for key in numbers),
+        *(number(str(memory), "d", f"batch on {memory} GB") for memory in MEMORIES),
+    ]
+    return columns.table(table_columns, rows_of())
+
+
+def main(_: list[str]) -> None:
+    """Writes the table into the document."""
     path = pathlib.Path(_OUTPUT.value)
-    path.write_text(TEXT.format(table=table()), encoding="utf-8")
+    documents.update([path], {"models": table}, check=False, command="python -m benchmarks.model_report")
     print(path)
 
 
 if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", "docs/models.md", "The file to write.")
-    app.run(_main)
+    # Not at the top: other programs have flags of this name, and tests import them into one process.
+    _OUTPUT = flags.DEFINE_string("output", "docs/models.md", "The document whose table `models` is written.")
+    cli.start(main)

@@ -1,13 +1,13 @@
-"""How cost grows with the size of the work and with the number of devices, and what that says of many accelerators.
+"""Measures how cost grows with the size of the work and the number of devices, and extrapolates to many accelerators.
 
     export MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_TOP_PAD_=268435456
     export MALLOC_ARENA_MAX=1
     python -m benchmarks.growth --output=runs/growth
     python -m benchmarks.growth --only=batch,devices --quick
 
-Writes growth.json, and the page and the picture of docs/: scaling.md and scaling.png. Close what else runs; `--quick`
-takes three sizes, and counts processor time instead of seconds. What an earlier call measured stays in the folder's
-results until it is named again, so `--only=extrapolation` writes the page anew without measuring.
+Writes growth.json and scaling.png; `python -m benchmarks.pages` makes the tables of docs/scaling.md from the first.
+Close other programs; `--quick` takes three sizes, and counts processor time instead of seconds. Parts that an earlier
+call measured stay in growth.json until they are named again, so `--only=extrapolation` measures nothing.
 """
 
 import dataclasses
@@ -18,57 +18,58 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
-from benchmarks.growth import programs
+from benchmarks.growth import programs, tables
 from benchmarks.growth.collectives import count_on
-from benchmarks.growth.extrapolate import ASSUMED, CHIPS, Step, Work, extrapolate
+from benchmarks.growth.extrapolate import CHIPS, Work, extrapolate
 from benchmarks.growth.fit import fit_growth
-from benchmarks.growth.page import page
 from benchmarks.growth.plot import plot_growth
 from benchmarks.growth.settings import AXES, Axis, Setting
-from benchmarks.growth.tables import QUANTITIES
 from benchmarks.growth.work import full_scale_work, gathered_bytes
-from klbox_jax.cli import parse_flags, report_user_errors
-from klbox_jax.files import read_json, write_atomically, write_json
+from benchmarks.steps import KINDS
+from klbox_jax import cli
+from klbox_jax.files import read_json, write_json
 from klbox_jax.train.workdir import current_versions
 
 DEVICES = (1, 2, 4, 8)
-# On paper.
+# Numbers of devices of the extrapolation.
 FLEET = (8, 64, 512)
-# Of a quick trial: the first sizes of each axis, and the fewest runs of each step.
+# The first sizes of each axis in a quick trial; the fewest runs and seconds of each step, by `--quick`.
 QUICK_SIZES = 3
 FEWEST_RUNS = {True: 3, False: 5}
 SECONDS = {True: 0.5, False: 2.0}
 
 
-def main(argv: list[str]) -> None:
-    """Measures what the flags choose, and writes the results after each step of an axis."""
-    del argv
+def main(_: list[str]) -> None:
+    """Measures the parts that the flags choose, and writes the results after each step of an axis."""
+    # Warnings only.
+    logging.set_verbosity(logging.WARNING)
     chosen = choose(_ONLY.value)
-    # A compiled program out of a cache would take no time.
+    # A compiled program from a cache would take no time.
     jax.config.update("jax_enable_compilation_cache", False)
-    # What the page needs in any case, before anything is measured for it.
+    # Needed in any case, and computed before hours of measuring.
     full_scale_work()
     output = pathlib.Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     result = first_result(output / "growth.json", chosen, quick=_QUICK.value)
     fields = [axis.field for axis in AXES]
+
+    def report(done: str) -> None:
+        write(output, result)
+        print(f"{time.perf_counter() - started:5.0f} s  {done}", flush=True)
+
     for axis in AXES:
-        for kind in programs.STEPS if axis.field in chosen else ():
+        for kind in KINDS if axis.field in chosen else ():
             result["axes"].append(measure_axis(axis, kind, quick=_QUICK.value))
             result["axes"].sort(key=lambda record: fields.index(record["field"]))
-            print(f"{time.perf_counter() - started:5.0f} s  {axis.field}, {kind}", flush=True)
-            write(output, result)
+            report(f"{axis.field}, {kind}")
     if "devices" in chosen:
         for devices in DEVICES[: 2 if _QUICK.value else None]:
             result["devices"] += count_on(devices)
-            print(f"{time.perf_counter() - started:5.0f} s  {devices} devices", flush=True)
-            write(output, result)
-    write(output, result)
-    print((output / "scaling.md").read_text())
-    print(f"{time.perf_counter() - started:.0f} seconds. {output / 'growth.json'}")
+            report(f"{devices} devices")
+    report(str(output / "growth.json"))
+    print(tables.verdict(result["axes"]))
 
 
 def choose(only: list[str]) -> set[str]:
@@ -85,10 +86,11 @@ def choose(only: list[str]) -> set[str]:
 
 
 def first_result(path: pathlib.Path, chosen: set[str], *, quick: bool) -> dict[str, Any]:
-    """Returns what growth.json holds of an earlier call, without the chosen parts: these are measured now.
+    """Returns the content of growth.json without the chosen parts, which are measured now.
 
     Raises:
-        ValueError: parts that are not chosen were measured otherwise, and would be lost or stand beside new ones.
+        ValueError: parts that are not chosen were measured under other conditions, and would be lost or mixed with new
+            ones.
     """
     now = {"quick": quick, "meta": meta_text(quick), "versions": current_versions()}
     old = read_json(path) if path.exists() else {"axes": [], "devices": []}
@@ -120,38 +122,33 @@ def measure_axis(axis: Axis, kind: str, *, quick: bool) -> dict[str, Any]:
         # The last one is lowered already.
         for setting in reversed(settings)
     }
-    columns = {name: [getattr(costs[setting], name) for setting in settings] for name in QUANTITIES}
+    columns = {name: [getattr(costs[setting], name) for setting in settings] for name in tables.QUANTITIES}
     growth = {name: dataclasses.asdict(fit_growth(sizes, column)) for name, column in columns.items()}
     return record | {"enters": True, "costs": columns, "growth": growth}
 
 
-def on_paper(work: Work, gathered: float) -> list[tuple[str, Step]]:
-    """Returns the rows of the extrapolation: for each chip the fleets it is wired for; GPUs with the gathering too."""
-    rows = []
-    for chip in CHIPS:
-        fleets = sorted({min(devices, chip.most_devices) for devices in FLEET})
-        rows += [(chip.name, extrapolate(chip, work, devices)) for devices in fleets]
+def extrapolation(work: Work, gathered: float) -> list[dict]:
+    """Returns the rows of the extrapolation: each chip on the fleets that it is wired for; GPUs with gathering too."""
+    fleets = {chip: sorted({min(devices, chip.most_devices) for devices in FLEET}) for chip in CHIPS}
+    rows = [(chip.name, extrapolate(chip, work, devices)) for chip in CHIPS for devices in fleets[chip]]
     if gathered:
         gathering = dataclasses.replace(work, gathered_bytes=gathered)
         name = f"{CHIPS[0].name}, gathering"
         rows += [(name, extrapolate(CHIPS[0], gathering, devices)) for devices in FLEET]
-    return rows
+    return [{"chip": name} | dataclasses.asdict(step) for name, step in rows]
 
 
 def write(output: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Writes growth.json, scaling.md and, once an axis is measured, scaling.png."""
-    work, gathered = full_scale_work(), gathered_bytes(result["devices"])
-    rows = on_paper(work, gathered)
-    paper = [{"chip": name} | dataclasses.asdict(step) for name, step in rows]
-    write_json(output / "growth.json", {**result, "work": dataclasses.asdict(work), "extrapolation": paper})
-    text = page(result, work=work, assumed=ASSUMED, rows=rows, gathered=gathered)
-    write_atomically(output / "scaling.md", text)
+    """Writes growth.json and, once an axis is measured, scaling.png."""
+    work = full_scale_work()
+    rows = extrapolation(work, gathered_bytes(result["devices"]))
+    write_json(output / "growth.json", {**result, "work": dataclasses.asdict(work), "extrapolation": rows})
     if any(record["enters"] for record in result["axes"]):
         plot_growth(result["axes"], output / "scaling.png")
 
 
 def meta_text(quick: bool) -> str:
-    """Returns the sentence that says how the numbers came about."""
+    """Returns a sentence on the conditions of the measurement."""
     cores = len(os.sched_getaffinity(0))
     malloc = [f"`{name}={value}`" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
     text = (
@@ -166,9 +163,6 @@ def meta_text(quick: bool) -> str:
 if __name__ == "__main__":
     # Not at the top: other programs have flags of these names, and tests import them into one process.
     _ONLY = flags.DEFINE_list("only", [], "Fields of axes, devices, extrapolation; all by default.")
-    _OUTPUT = flags.DEFINE_string(
-        "output", "runs/growth", "Folder of growth.json, scaling.md and scaling.png."
-    )
+    _OUTPUT = flags.DEFINE_string("output", "runs/growth", "Folder of growth.json and scaling.png.")
     _QUICK = flags.DEFINE_bool("quick", False, "Three sizes and few runs: a trial, not a result.")
-    logging.set_verbosity(logging.WARNING)
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

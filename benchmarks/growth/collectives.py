@@ -102,9 +102,10 @@ def count_here() -> list[dict]:
     import jax
 
     from benchmarks.growth import programs
+    from benchmarks.steps import KINDS, held_bytes
 
     records = []
-    for kind in programs.STEPS:
+    for kind in KINDS:
         setting = Setting(batch=IMAGES_A_DEVICE * jax.device_count())
         with mock.patch.object(jax.lax, "platform_dependent", _default_branch):
             program = programs.lower(kind, setting)
@@ -113,8 +114,8 @@ def count_here() -> list[dict]:
             "step": kind,
             "devices": jax.device_count(),
             "images": setting.batch,
-            "gradient_bytes": program.gradient_bytes,
-            "held_bytes": programs.held_bytes(compiled),
+            "gradient_bytes": program.gradient_bytes() if kind == "train" else 0,
+            "held_bytes": held_bytes(compiled),
             "collectives": [dataclasses.asdict(one) for one in find_collectives(compiled.as_text())],
         }
         records.append(record)

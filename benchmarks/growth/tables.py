@@ -3,10 +3,9 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
-from benchmarks.growth.extrapolate import Step
 from benchmarks.growth.fit import MOST_LINEAR
 from benchmarks.speed.table import quantity
-from klbox_jax.report.tables import markdown_table
+from klbox_jax.report.columns import MISSING, Column, format_number, number, table, text
 
 QUANTITIES = {"seconds": "step", "compile_seconds": "compile", "bytes": "memory"}
 # The IoU matrix of NMS has the square of this axis.
@@ -14,39 +13,44 @@ MATRIX_AXIS = "proposals"
 
 
 def growth_table(records: Sequence[Mapping], step: str) -> str:
-    """Returns the table of a step: for each axis its sizes, and for each cost its range and its three exponents."""
-    columns, rows = ["grows", "sizes"], []
-    for name in QUANTITIES.values():
-        columns += [name, f"{name}: all, last, beyond"]
-    for record in records:
-        if record["step"] != step:
-            continue
-        cells = [record["label"], f"{record['sizes'][0]:,} to {record['sizes'][-1]:,}"]
-        for name in QUANTITIES:
-            if record["enters"]:
-                cells += [_range(record["costs"][name], name), _exponents(record["growth"][name])]
-            else:
-                cells += ["the same", "-"]
-        rows.append(cells)
-    return markdown_table(columns, rows)
+    """Returns the table of a step: the sizes of each axis, and the range and the three exponents of each cost."""
+    columns = [
+        text("label", "grows"),
+        Column("sizes", lambda record: f"{record['sizes'][0]:,} to {record['sizes'][-1]:,}"),
+    ]
+    for name, heading in QUANTITIES.items():
+        columns += [
+            Column(heading, lambda record, name=name: _range(record, name)),
+            Column(f"{heading}: all, last, beyond", lambda record, name=name: _exponents(record, name)),
+        ]
+    return table(columns, [record for record in records if record["step"] == step])
 
 
-def _range(costs: Sequence[float], name: str) -> str:
+def _range(record: Mapping, name: str) -> str:
+    if not record["enters"]:
+        return "the same"
+    first, last = record["costs"][name][0], record["costs"][name][-1]
     if name == "bytes":
-        return " to ".join(f"{cost / 2**20:,.1f}" for cost in (costs[0], costs[-1])) + " MiB"
-    return " to ".join(quantity(cost, "s") for cost in (costs[0], costs[-1]))
+        return f"{first / 2**20:,.1f} to {last / 2**20:,.1f} MiB"
+    return f"{quantity(first, 's')} to {quantity(last, 's')}"
 
 
-def _exponents(growth: Mapping) -> str:
-    beyond = growth["beyond_constant"]
+def _exponents(record: Mapping, name: str) -> str:
+    if not record["enters"]:
+        return MISSING
+    growth = record["growth"][name]
     last = f"{growth['last_doubling']:.2f}"
     if growth["last_doubling"] > MOST_LINEAR:
         last = f"**{last}**"
-    return f"{growth['exponent']:.2f}, {last}, {'-' if beyond is None else format(beyond, '.2f')}"
+    return f"{growth['exponent']:.2f}, {last}, {format_number(growth['beyond_constant'], '.2f')}"
 
 
 def verdict(records: Sequence[Mapping]) -> str:
-    """Returns a paragraph that says what grows faster than linearly by the last doubling."""
+    """Returns a paragraph on the costs that grow faster than linearly by their last doubling, and on the noise."""
+    return f"{_fast_growth(records)}\n{_scatter(records)}".rstrip()
+
+
+def _fast_growth(records: Sequence[Mapping]) -> str:
     found = [
         (record, name)
         for record in records
@@ -67,72 +71,13 @@ def verdict(records: Sequence[Mapping]) -> str:
         f"{record['growth'][name]['last_doubling']:.2f}"
         for record, name in others
     )
-    return f"**Last doublings above {MOST_LINEAR} beside those of the IoU matrix**: {names}."
+    return f"**Last doublings above {MOST_LINEAR} besides those of the IoU matrix**: {names}."
 
 
-def devices_table(records: Sequence[Mapping]) -> str:
-    """Returns a row for each step and number of devices: what one device sends and holds."""
-    columns = (
-        *("step", "devices", "images", "all-reduces", "arrays", "bytes", "over the gradients'"),
-        *("all-gathers", "bytes of an image", "others", "in loops", "memory of a device"),
-    )
-    rows = []
-    for record in records:
-        once = [one for one in record["collectives"] if not one["is_repeated"]]
-        reduces = [one for one in once if one["kind"] == "all-reduce"]
-        gathers = [one for one in once if one["kind"] == "all-gather"]
-        num_bytes = sum(one["bytes"] for one in reduces)
-        share = f"{num_bytes / record['gradient_bytes']:.6f}" if record["step"] == "train" else "-"
-        rows.append(
-            (
-                record["step"],
-                str(record["devices"]),
-                str(record["images"]),
-                str(len(reduces)),
-                str(sum(one["arrays"] for one in reduces)),
-                f"{num_bytes:,}",
-                share,
-                str(len(gathers)),
-                f"{sum(one['bytes'] for one in gathers) / record['images']:,.0f}",
-                str(len(once) - len(reduces) - len(gathers)),
-                str(len(record["collectives"]) - len(once)),
-                f"{record['held_bytes'] / 2**20:,.1f} MiB",
-            )
-        )
-    return markdown_table(columns, rows)
+def _scatter(records: Sequence[Mapping]) -> str:
+    """A sentence on how well the times repeat; empty where no size took longer than the next one.
 
-
-def extrapolation_table(rows: Sequence[tuple[str, Step]]) -> str:
-    """Returns a row for each chip and number of devices."""
-    columns = (
-        *("chip", "devices", "batch", "arithmetic", "reduce", "gather", "efficiency", "images/s"),
-        *("cores a host", "learning rate", "steps, 1x", "hours, 1x", "evaluation"),
-    )
-    return markdown_table(
-        columns,
-        [
-            (
-                name,
-                str(step.devices),
-                f"{step.batch:,}",
-                *(f"{1e3 * seconds:.1f} ms" for seconds in (step.compute, step.reduce, step.gather)),
-                f"{100 * step.efficiency:.0f}%",
-                f"{step.images_per_second:,.0f}",
-                f"{step.host_cores:.1f}",
-                f"{step.learning_rate:.2f}",
-                f"{step.steps:,}",
-                f"{step.training_hours:.2g}",
-                f"{step.evaluation_seconds:.2g} s",
-            )
-            for name, step in rows
-        ],
-    )
-
-
-def scatter(records: Sequence[Mapping]) -> str:
-    """Returns a sentence on how well the times repeat; empty where no size took longer than the next one.
-
-    Less work in more time is no growth but the machine's other business, so it bounds the noise from below.
+    Less work in more time is not growth but other work of the machine, so it is a lower bound of the noise.
     """
     falls = [
         (seconds / of_double, record)
@@ -147,3 +92,49 @@ def scatter(records: Sequence[Mapping]) -> str:
         f"Times scatter: one size took up to {worst:.1f} times as long as its double ({record['label']}, "
         f"{record['step']} step)."
     )
+
+
+def devices_table(records: Sequence[Mapping]) -> str:
+    """Returns a row for each step and number of devices: the bytes that one device sends and holds."""
+    columns = (
+        *(text("step"), number("devices", "d"), number("images", "d"), number("all-reduces", "d")),
+        *(number("arrays", "d"), number("bytes", ",d"), number("share", ".6f", "over the gradients'")),
+        *(number("all-gathers", "d"), number("gathered", ",.0f", "bytes of an image"), number("others", "d")),
+        *(number("in loops", "d"), Column("memory of a device", lambda record: f"{record['held']:,.1f} MiB")),
+    )
+    return table(columns, [_sent(record) for record in records])
+
+
+def _sent(record: Mapping) -> dict:
+    """Counts and bytes of the collectives of a step."""
+    once = [one for one in record["collectives"] if not one["is_repeated"]]
+    reduces, gathers = ([one for one in once if one["kind"] == kind] for kind in ("all-reduce", "all-gather"))
+    num_bytes = sum(one["bytes"] for one in reduces)
+    return {
+        **{key: record[key] for key in ("step", "devices", "images")},
+        "all-reduces": len(reduces),
+        "arrays": sum(one["arrays"] for one in reduces),
+        "bytes": num_bytes,
+        "share": num_bytes / record["gradient_bytes"] if record["step"] == "train" else None,
+        "all-gathers": len(gathers),
+        "gathered": sum(one["bytes"] for one in gathers) / record["images"],
+        "others": len(once) - len(reduces) - len(gathers),
+        "in loops": len(record["collectives"]) - len(once),
+        "held": record["held_bytes"] / 2**20,
+    }
+
+
+def extrapolation_table(records: Sequence[Mapping]) -> str:
+    """Returns a row for each chip and number of devices."""
+    milliseconds = [
+        Column(heading, lambda record, key=key: f"{1e3 * record[key]:.1f} ms")
+        for heading, key in (("arithmetic", "compute"), ("reduce", "reduce"), ("gather", "gather"))
+    ]
+    columns = (
+        *(text("chip"), number("devices", "d"), number("batch", ",d"), *milliseconds),
+        *(number("efficiency", ".0%"), number("images_per_second", ",.0f", "images/s")),
+        *(number("host_cores", ".1f", "cores a host"), number("learning_rate", ".2f", "learning rate")),
+        *(number("steps", ",d", "steps, 1x"), number("training_hours", ".2g", "hours, 1x")),
+        Column("evaluation", lambda record: f"{record['evaluation_seconds']:.2g} s"),
+    )
+    return table(columns, records)

@@ -10,17 +10,17 @@ import ml_collections
 from benchmarks import model_report
 from benchmarks.growth.extrapolate import Work
 from benchmarks.growth.settings import Setting, make_config
-from experiments.runs import load_config
+from benchmarks.steps import param_shapes
 from klbox_jax.models.build import build_model
 from klbox_jax.train.optimizer import label_frozen
 
-CONFIG, CLASSES = "configs/faster_rcnn_resnet50_fpn.py", 80
+CONFIG, CLASSES = "faster_rcnn_resnet50_fpn", 80
 
 
 @functools.cache
 def full_scale_work() -> Work:
-    """Returns what R50-FPN computes and reduces on its largest canvas; nothing is gathered."""
-    config = load_config(CONFIG, "", {})
+    """Returns the operations of R50-FPN on its largest canvas and the bytes of its gradients; nothing is gathered."""
+    config = model_report.get_config(CONFIG)
     numbers = model_report.measure(config, num_classes=CLASSES)
     return Work(
         step_flops=numbers["step_flops"],
@@ -33,20 +33,14 @@ def full_scale_work() -> Work:
 def trained_bytes(config: ml_collections.ConfigDict, *, classes: int) -> int:
     """Returns the bytes of the parameters that are not frozen."""
     model = build_model(config.model, num_classes=classes)
-    leaves, structure = jax.tree.flatten(model_report.example_batch(config.data))
-
-    def init(leaves):
-        batch = jax.tree.unflatten(structure, leaves)
-        return model.init(jax.random.key(0), batch, method="init_all_heads")["params"]
-
-    params = jax.eval_shape(init, leaves)
+    params = param_shapes(model, model_report.example_batch(config.data))
     labels = label_frozen(config.optimizer.frozen)(params)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
     return sum(leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained")
 
 
 def gathered_bytes(records: Sequence[Mapping]) -> float:
-    """Returns what a training step would gather of an image of R50-FPN, if as much for each anchor as was counted here.
+    """Returns the bytes of an image of R50-FPN that a training step would gather, with as many for each anchor as here.
 
     Args:
         records: of `collectives.count_here`; 0 without one of several devices.
@@ -57,7 +51,7 @@ def gathered_bytes(records: Sequence[Mapping]) -> float:
     record = counted[-1]
     total = sum(one["bytes"] for one in record["collectives"] if one["kind"] == "all-gather")
     here = count_anchors(make_config(Setting()).model.rpn, Setting().canvas)
-    config = load_config(CONFIG, "", {})
+    config = model_report.get_config(CONFIG)
     there = count_anchors(config.model.rpn, max(config.data.canvases, key=math.prod))
     return total / record["images"] * there / here
 

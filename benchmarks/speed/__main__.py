@@ -1,11 +1,11 @@
-"""How fast are we? Every measure beside torchvision, a plain loop, a limit or ourselves, in one run.
+"""Measures speed and memory against torchvision, a plain loop, a limit or another setting of ours, in one run.
 
     make speed
     python -m benchmarks.speed --preset=cpu --only=training_step,inference
 
-The two sides of a measure run in turn, with as many threads each. Printed are medians, their ratio and an interval of
-it; speed.json and speed.md of the output folder hold the same. The whole table takes at most 25 minutes on two quiet
-cores. Close what else runs: on a busy machine the intervals are wide.
+The two sides of a measure run in turn, with the same number of threads. Medians, their ratio and its interval are
+printed, and written to speed.json and speed.md. The whole table takes at most 25 minutes on two quiet cores. Close
+other programs: on a busy machine the intervals are wide. `python -m benchmarks.pages` makes the table of docs/speed.md.
 """
 
 import gc
@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from benchmarks.speed import (
     coco_evaluation,
@@ -29,10 +29,9 @@ from benchmarks.speed import (
     suppression,
     training,
 )
-from benchmarks.speed.measure import Measure, run_in_turn
-from benchmarks.speed.plan import choose, plan_text
+from benchmarks.speed.measure import Measure, choose, plan_text, run_in_turn
 from benchmarks.speed.table import record, row_text, table_markdown
-from klbox_jax.cli import parse_flags, report_user_errors
+from klbox_jax import cli
 from klbox_jax.files import write_atomically, write_json
 from klbox_jax.train.workdir import current_versions
 
@@ -47,22 +46,22 @@ MEASURES: tuple[Measure, ...] = (
     *start.MEASURES,
     *memory.MEASURES,
 )
-# Pairs of a quick trial.
+# Number of pairs of a quick trial.
 QUICK_PAIRS = 3
 
 
-def main(argv: list[str]) -> None:
-    """Runs what the flags choose and writes the table; each finished measure is written at once."""
-    del argv
-    # Every measure waits for what it runs, as torch and NumPy do on the thread that calls them. JAX would hand it to
-    # another thread first, so that Python could go on meanwhile, which makes 0.5 ms of a call of 0.4 ms.
+def main(_: list[str]) -> None:
+    """Runs the measures that the flags choose; writes the table after each of them."""
+    logging.set_verbosity(logging.WARNING)
+    # Every measure waits for its result, as torch and NumPy do on the thread that calls them. JAX would use another
+    # thread, so that Python can continue, which makes 0.5 ms of a call of 0.4 ms.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     has_torch = importlib.util.find_spec("torch") is not None
     measures = choose(MEASURES, _ONLY.value, has_torch=has_torch)
     print(plan_text(measures), flush=True)
     versions, threads = current_versions(), len(os.sched_getaffinity(0))
     if has_torch:
-        from benchmarks.speed import peer
+        from benchmarks import torchvision_peer as peer
 
         peer.use_threads(threads)
         versions |= peer.versions()
@@ -70,12 +69,11 @@ def main(argv: list[str]) -> None:
         "processor": processor(),
         "cores": threads,
         "threads of each side": threads,
-        # Others at work when it began.
+        # Of other programs, when it began.
         "load average": os.getloadavg()[0],
         "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", "not set"),
     }
     output = pathlib.Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
     started, records = time.perf_counter(), []
     for measure in measures:
         pairs = min(QUICK_PAIRS, measure.pairs) if _QUICK.value else measure.pairs
@@ -104,7 +102,7 @@ def write(output: pathlib.Path, records: list[dict], *, versions: Any, machine: 
 
 
 def processor() -> str:
-    """Returns the processor's name, or its kind where the system does not tell it."""
+    """Returns the processor's name, or its kind if the system does not give the name."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -117,5 +115,4 @@ if __name__ == "__main__":
     _ONLY = flags.DEFINE_list("only", [], "Names of measures, or what they begin with; all by default.")
     _OUTPUT = flags.DEFINE_string("output", "runs/speed", "Folder of speed.json and speed.md.")
     _QUICK = flags.DEFINE_bool("quick", False, "Few pairs of each: a trial, not a result.")
-    logging.set_verbosity(logging.WARNING)
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

@@ -1,4 +1,4 @@
-"""COCO's average precision of a whole validation set: our fast back end beside pycocotools."""
+"""COCO's average precision of a whole validation set: our fast back end and pycocotools."""
 
 import contextlib
 import io
@@ -14,9 +14,9 @@ IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 7, 100, 80
 
 
 def make_results(num_images: int, *, seed: int = 0) -> tuple[dict, list[dict]]:
-    """Returns the ground truth of that many images of 640 x 480, and the detections of each.
+    """Returns the ground truth of images of 640 x 480, and the detections of each.
 
-    Half the detections lie around an object and have its class, two thirds of them; the others lie anywhere.
+    Half the detections are around an object, and two thirds of these have its class; the others are anywhere.
     """
     rng = np.random.default_rng(seed)
     size = np.array([640.0, 480.0])
@@ -60,7 +60,7 @@ def make_results(num_images: int, *, seed: int = 0) -> tuple[dict, list[dict]]:
 
 
 def against_pycocotools(num_images: int = IMAGES) -> Sides:
-    """Ours with the fast back end, from results to numbers; pycocotools as its demo uses it, without printing."""
+    """Returns ours with the fast back end, from results to numbers, and pycocotools as in its demo, without printing."""
     truth, results = make_results(num_images)
     fast, slow = (
         evaluate_detections(truth, results[:2000], backend=name) for name in ("hotcoco", "pycocotools")
@@ -88,12 +88,11 @@ def against_pycocotools(num_images: int = IMAGES) -> Sides:
 
 MEASURES = (
     Measure(
-        name="coco_evaluation",
-        against="pycocotools",
-        unit="s",
+        "coco_evaluation",
+        "pycocotools",
+        against_pycocotools,
         must=0.33,
         goal=0.2,
-        prepare=against_pycocotools,
         pairs=3,
         seconds=150.0,
         warm_up=False,

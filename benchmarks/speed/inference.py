@@ -1,14 +1,14 @@
-"""From one image to its detections: against torchvision's, and what voting and soft-NMS add."""
+"""Inference on one image: against torchvision's, and with voting and soft-NMS against hard NMS."""
 
 from benchmarks.speed import detector
 from benchmarks.speed.measure import Measure, Sides, timed
 
 
 def against_torchvision() -> Sides:
-    """Ours with KL Loss, variance voting and soft-NMS; torchvision's with hard NMS."""
-    from benchmarks.speed import peer
+    """Returns ours with KL Loss, variance voting and soft-NMS, and torchvision's with hard NMS."""
+    from benchmarks import torchvision_peer as peer
 
-    ours = detector.make_eval_step("kl", suppression="soft_gaussian", voting="variance")
+    ours = detector.eval_runner("kl", suppression="soft_gaussian", voting="variance")
     theirs = peer.make_inference()
     if not len(theirs()[0]["boxes"]):
         raise ValueError("torchvision's detector found nothing, so that its post-processing had no work")
@@ -16,31 +16,29 @@ def against_torchvision() -> Sides:
 
 
 def against_hard_nms() -> Sides:
-    """The same network's eval step with voting and soft-NMS, and with hard NMS alone."""
+    """Returns the eval step with voting and soft-NMS, and with hard NMS alone, of one network."""
     return Sides(
-        ours=timed(detector.make_eval_step("kl", suppression="soft_gaussian", voting="variance")),
-        peer=timed(detector.make_eval_step("kl", suppression="hard", voting="none")),
+        ours=timed(detector.eval_runner("kl", suppression="soft_gaussian", voting="variance")),
+        peer=timed(detector.eval_runner("kl", suppression="hard", voting="none")),
     )
 
 
 MEASURES = (
     Measure(
-        name="inference",
-        against="torchvision's with hard NMS",
-        unit="s",
+        "inference",
+        "torchvision's with hard NMS",
+        against_torchvision,
         must=1.0,
         goal=0.8,
-        prepare=against_torchvision,
         seconds=50.0,
         needs_torch=True,
     ),
     Measure(
-        name="voting_and_soft_nms",
-        against="the eval step with hard NMS",
-        unit="s",
+        "voting_and_soft_nms",
+        "the eval step with hard NMS",
+        against_hard_nms,
         must=1.03,
         goal=1.0,
-        prepare=against_hard_nms,
         pairs=60,
         seconds=70.0,
     ),

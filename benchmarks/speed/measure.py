@@ -1,14 +1,14 @@
-"""What a measure is, and how its two sides are run in turn.
+"""Measures: two sides that run in turn, and the choice of measures for a run.
 
-Both libraries live in one process and use the same number of threads. Only one of them works at a time, and the
-idle threads of the other go to sleep within a millisecond, so they do not disturb each other: processes of their
-own would share the cores in the same way, and only part the allocators. What has to begin with a fresh process
-(start, memory) does so in its own measure.
+Both libraries are in one process and use the same number of threads. Only one of them works at a time, and the idle
+threads of the other go to sleep within a millisecond, so they do not disturb each other: two processes would share the
+cores in the same way, and only have separate allocators. Measures that must begin with a fresh process (start, memory)
+start their own.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # Pairs that are run in any case, however long they take.
@@ -20,37 +20,38 @@ class Sides:
     """The two functions of a measure; each runs once and returns its value in the measure's unit.
 
     Attributes:
-        ours: what is measured.
-        peer: what it is held against: another library, another setting of ours, or a limit.
+        ours: the measured side.
+        peer: the side it is compared with: another library, another setting of ours, or a limit.
     """
 
     ours: Callable[[], float]
     peer: Callable[[], float]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Measure:
     """One row of the table.
 
     Attributes:
         name: unique.
-        against: what the peer is, in a few words.
-        unit: of both values.
+        against: the peer, in a few words.
+        prepare: builds both sides; compiles nothing yet.
         must: the largest ratio of ours over the peer's that is good enough.
         goal: the ratio that is wanted.
-        prepare: builds both sides; compiles nothing yet.
-        pairs: how often each side is run.
-        seconds: after so long, no further pair is begun.
+        unit: of both values.
+        pairs: number of runs of each side.
+        seconds: after this time no further pair is begun.
         warm_up: run each side once before it counts: it compiles.
-        needs_torch: whether the peer is torchvision.
+        needs_torch: the peer is torchvision.
     """
 
     name: str
     against: str
-    unit: str
+    prepare: Callable[[], Sides]
+    _: dataclasses.KW_ONLY
     must: float
     goal: float
-    prepare: Callable[[], Sides]
+    unit: str = "s"
     pairs: int = 30
     seconds: float = 60.0
     warm_up: bool = True
@@ -59,7 +60,7 @@ class Measure:
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """What the sides returned, pair by pair."""
+    """The values that the sides returned, pair by pair."""
 
     ours: tuple[float, ...]
     peer: tuple[float, ...]
@@ -68,8 +69,7 @@ class Values:
 def run_in_turn(sides: Sides, *, pairs: int, seconds: float, warm_up: bool) -> Values:
     """Returns the values of both sides, run in turn, so that what slows the machine slows both.
 
-    Which of the two is first changes from pair to pair. At least `FEWEST_PAIRS` are run, or all where there are to
-    be fewer.
+    The side that is first changes from pair to pair. At least `FEWEST_PAIRS` are run, or `pairs` if that is less.
     """
     if warm_up:
         sides.ours(), sides.peer()
@@ -88,10 +88,10 @@ def run_in_turn(sides: Sides, *, pairs: int, seconds: float, warm_up: bool) -> V
 
 
 def timed(function: Callable[[], Any], *, calls: int = 1, share: float = 1.0) -> Callable[[], float]:
-    """Returns a function that runs another one to its end, and returns `share` of the seconds that took.
+    """Returns a function that runs another one to its end and returns `share` of the seconds.
 
-    Several `calls` in a row, of which it returns the mean, are for a function of less than a millisecond: what it costs
-    at work, without waking the processor's caches from whatever ran before.
+    Several `calls` in a row, whose mean it returns, are for a function of less than a millisecond: its cost in steady
+    work, without the processor's caches being cold from other work.
     """
 
     def run() -> float:
@@ -101,3 +101,38 @@ def timed(function: Callable[[], Any], *, calls: int = 1, share: float = 1.0) ->
         return share * (time.perf_counter() - started) / calls
 
     return run
+
+
+def choose(measures: Sequence[Measure], only: Sequence[str], *, has_torch: bool) -> tuple[Measure, ...]:
+    """Returns the measures whose names begin with one of `only`, or all of them.
+
+    Raises:
+        ValueError: a name is unknown, or a chosen measure needs torchvision, which is not installed.
+    """
+    for start in only:
+        if not any(measure.name.startswith(start) for measure in measures):
+            raise ValueError(
+                f"--only={start} is unknown; choose from {', '.join(measure.name for measure in measures)}"
+            )
+    chosen = tuple(
+        measure for measure in measures if not only or any(measure.name.startswith(name) for name in only)
+    )
+    refused = [measure.name for measure in chosen if measure.needs_torch and not has_torch]
+    if refused:
+        raise ValueError(
+            f"{', '.join(refused)} cannot run without torch and torchvision: `make speed` installs them; or name "
+            "other measures with --only"
+        )
+    return chosen
+
+
+def plan_text(measures: Sequence[Measure]) -> str:
+    """Returns a line for each measure, and the most time that all may take after they are compiled."""
+    lines = [
+        f"{measure.name}: up to {measure.pairs} pairs in {measure.seconds:.0f} s, against {measure.against}"
+        for measure in measures
+    ]
+    total = sum(measure.seconds for measure in measures)
+    return "\n".join(
+        [*lines, f"{len(measures)} measures, at most {total / 60:.0f} minutes and their preparations"]
+    )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.memory ours
 
-Each process takes a few steps and prints the bytes that it held at its peak. The peak is that of its own memory
-(`VmHWM` of /proc/self/status): `ru_maxrss` would begin with the peak of the process that started it.
+Each process takes a few steps and prints the largest number of bytes that it held (`VmHWM` of /proc/self/status;
+`ru_maxrss` would begin with the peak of the process that started it).
 """
 
 import functools
@@ -13,7 +13,6 @@ import subprocess
 import sys
 
 from benchmarks.speed.measure import Measure, Sides
-from klbox_jax.compilation import give_back_freed_memory
 
 STEPS = 3
 SIDES = ("ours", "peer")
@@ -29,13 +28,13 @@ def train_and_print(side: str) -> None:
     """Takes the steps of one side in this process, and prints its peak."""
     if side == "ours":
         from benchmarks.speed import detector
+        from klbox_jax.compilation import give_back_freed_memory
 
-        step = detector.make_train_step("kl")
-        # A training holds its parameters once, and gives back what making them took; this is a copy for other measures.
-        detector.make_detector.cache_clear()
+        step = detector.train_runner("kl")
+        # A training too returns the memory that it used to make its parameters.
         give_back_freed_memory()
     else:
-        from benchmarks.speed import peer
+        from benchmarks import torchvision_peer as peer
 
         step = peer.make_train_step()
     for _ in range(STEPS):
@@ -52,12 +51,12 @@ def peak_of(side: str) -> float:
 
 MEASURES = (
     Measure(
-        name="peak_memory",
-        against="torchvision's",
-        unit="bytes",
+        "peak_memory",
+        "torchvision's",
+        lambda: Sides(*(functools.partial(peak_of, side) for side in SIDES)),
         must=1.0,
         goal=0.8,
-        prepare=lambda: Sides(*(functools.partial(peak_of, side) for side in SIDES)),
+        unit="bytes",
         pairs=2,
         seconds=120.0,
         warm_up=False,

@@ -1,6 +1,7 @@
 """The input pipeline on one core, against torchvision's data set and transforms: seconds an image."""
 
 import contextlib
+import functools
 import itertools
 import json
 import pathlib
@@ -29,7 +30,7 @@ _FOLDER = contextlib.ExitStack()
 
 
 def write_photographs(root: pathlib.Path, *, count: int = IMAGES) -> None:
-    """Writes a COCO folder of photographs' sizes: noise of several scales, which compresses as photographs do."""
+    """Writes a COCO folder of photograph-sized images: noise of several scales, which compresses like photographs."""
     rng = np.random.default_rng(0)
     folder = root / SPLIT
     folder.mkdir(parents=True)
@@ -54,7 +55,7 @@ def write_photographs(root: pathlib.Path, *, count: int = IMAGES) -> None:
 
 
 def our_examples(root: pathlib.Path, short_side: int) -> Iterator[object]:
-    """Returns the batches of a training for ever, made when they are asked for."""
+    """Yields the batches of a training without end."""
     long_side, canvases = SIZES[short_side]
     preprocessing = Preprocessing(
         short_side=short_side, long_side=long_side, canvases=canvases, max_gt=100, flip=True
@@ -65,7 +66,7 @@ def our_examples(root: pathlib.Path, short_side: int) -> Iterator[object]:
 
 
 def _sides(short_side: int) -> Sides:
-    from benchmarks.speed import peer
+    from benchmarks import torchvision_peer as peer
 
     root = pathlib.Path(_FOLDER.enter_context(tempfile.TemporaryDirectory()))
     write_photographs(root)
@@ -99,12 +100,11 @@ def one_thread(peer) -> Iterator[None]:
 
 MEASURES = tuple(
     Measure(
-        name=f"input_pipeline_{short_side}",
-        against="torchvision's",
-        unit="s",
+        f"input_pipeline_{short_side}",
+        "torchvision's",
+        functools.partial(_sides, short_side),
         must=0.67,
         goal=0.5,
-        prepare=lambda short_side=short_side: _sides(short_side),
         seconds=seconds,
         needs_torch=True,
     )

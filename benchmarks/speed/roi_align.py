@@ -14,7 +14,7 @@ TOLERANCE = 1e-4
 
 
 def make_inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns a map, RoIs of many sizes in its cells, and a gradient that arrives at the pooled features."""
+    """Returns a map, RoIs of many sizes in its cells, and a gradient of the pooled features."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(HEIGHT, WIDTH, CHANNELS)).astype(np.float32)
     sides = np.exp(rng.uniform(np.log(4), np.log(40), (ROIS, 2)))
@@ -23,18 +23,9 @@ def make_inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return features, boxes, rng.normal(size=(ROIS, BINS, BINS, CHANNELS)).astype(np.float32)
 
 
-def forward() -> Sides:
-    """The pooled features alone."""
-    return _sides(with_gradient=False)
-
-
-def forward_and_backward() -> Sides:
-    """The pooled features, and the gradient of the map."""
-    return _sides(with_gradient=True)
-
-
-def _sides(*, with_gradient: bool) -> Sides:
-    from benchmarks.speed import peer
+def sides(*, with_gradient: bool) -> Sides:
+    """Returns RoIAlign of both; with the gradient of the map, or the pooled features alone."""
+    from benchmarks import torchvision_peer as peer
 
     features, boxes, cotangent = make_inputs()
     pool = functools.partial(roi_align, output_size=BINS, sampling_ratio=2, spatial_scale=1.0)
@@ -58,23 +49,21 @@ def _sides(*, with_gradient: bool) -> Sides:
 
 MEASURES = (
     Measure(
-        name="roi_align_forward",
-        against="torchvision's",
-        unit="s",
+        "roi_align_forward",
+        "torchvision's",
+        functools.partial(sides, with_gradient=False),
         must=1.0,
         goal=0.8,
-        prepare=forward,
         pairs=60,
         seconds=20.0,
         needs_torch=True,
     ),
     Measure(
-        name="roi_align_forward_backward",
-        against="torchvision's",
-        unit="s",
+        "roi_align_forward_backward",
+        "torchvision's",
+        functools.partial(sides, with_gradient=True),
         must=0.4,
         goal=0.3,
-        prepare=forward_and_backward,
         seconds=40.0,
         needs_torch=True,
     ),

@@ -1,4 +1,4 @@
-"""From the command to the first finished step of the small config, without and with compiled programs at hand."""
+"""Time from the command to the first finished step of the small config, without and with a cache of programs."""
 
 import os
 import pathlib
@@ -13,18 +13,18 @@ from klbox_jax.data.build import build_source
 from klbox_jax.train.workdir import Workdir
 
 COLD_SECONDS, WARM_SECONDS = 20.0, 6.0
-# After so long something hangs.
+# After this time something hangs.
 TIMEOUT = 300.0
 
 
 def seconds_to_first_step(cache: pathlib.Path) -> float:
-    """Trains in a new process until the record of its first step is on disk; ends it then.
+    """Returns the seconds until the record of the first step of a new process is on disk; ends the process then.
 
     Args:
         cache: folder of the compiled programs.
 
     Raises:
-        RuntimeError: the training ended without a record, or there is none for minutes.
+        RuntimeError: the training ended without a record, or there is none after `TIMEOUT`.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -51,13 +51,13 @@ def seconds_to_first_step(cache: pathlib.Path) -> float:
 
 
 def prepare_scenes() -> None:
-    """Paints the scenes where that was never done: it is done once on a machine, and no part of a start."""
+    """Paints the scenes if they are missing: that happens once on a machine and is not part of a start."""
     data = scenes.get_config().data
     build_source(data, data.train_split)
 
 
 def cold() -> Sides:
-    """Each start has an empty folder for compiled programs."""
+    """Returns starts that have an empty folder for compiled programs each."""
     prepare_scenes()
 
     def start() -> float:
@@ -68,32 +68,13 @@ def cold() -> Sides:
 
 
 def warm() -> Sides:
-    """Every start finds what the first one compiled."""
+    """Returns starts that all find the programs that the first one compiled."""
     prepare_scenes()
     cache = tempfile.TemporaryDirectory()
     return Sides(ours=lambda: seconds_to_first_step(pathlib.Path(cache.name)), peer=lambda: WARM_SECONDS)
 
 
 MEASURES = (
-    Measure(
-        name="start_cold",
-        against="the limit",
-        unit="s",
-        must=1.0,
-        goal=0.7,
-        prepare=cold,
-        pairs=3,
-        seconds=75.0,
-        warm_up=False,
-    ),
-    Measure(
-        name="start_warm",
-        against="the limit",
-        unit="s",
-        must=1.0,
-        goal=0.7,
-        prepare=warm,
-        pairs=5,
-        seconds=45.0,
-    ),
+    Measure("start_cold", "the limit", cold, must=1.0, goal=0.7, pairs=3, seconds=75.0, warm_up=False),
+    Measure("start_warm", "the limit", warm, must=1.0, goal=0.7, pairs=5, seconds=45.0),
 )

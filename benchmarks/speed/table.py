@@ -6,13 +6,11 @@ import numpy as np
 
 from benchmarks.speed.measure import Measure, Values
 from klbox_jax.evaluation.confidence import ratio_interval, ratio_of_medians
-from klbox_jax.report.tables import markdown_table
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, number, text
 
-COLUMNS = ("measure", "ours", "against", "ratio", "95 % of it", "must", "goal", "pairs", "mark")
-
-NOTES = """Medians of runs in turn. The ratio is ours over what it is held against, so that less is better; its
-interval is a bootstrap over the pairs. FAIL: the ratio is above what it must be. PASS: it is not. GOAL: it also
-reaches the goal."""
+NOTES = """Medians of runs in turn. The ratio is ours over the other side's, so less is better; its interval is a
+bootstrap over the pairs. FAIL: the ratio is above its limit. PASS: it is not. GOAL: it also reaches the goal."""
 
 
 def record(measure: Measure, values: Values) -> dict:
@@ -48,29 +46,30 @@ def mark(ratio: float, *, must: float, goal: float) -> str:
     return "GOAL" if ratio <= goal else "PASS"
 
 
+def records_table(records: Sequence[Mapping]) -> str:
+    """Returns the table of the records."""
+    table_columns = (
+        text("name", "measure"),
+        Column("ours", lambda entry: quantity(entry["ours"], entry["unit"])),
+        Column(
+            "against",
+            lambda entry: f"{quantity(entry['peer'], entry['unit'])}, {entry['against']}",
+            is_text=True,
+        ),
+        number("ratio", ".4g"),
+        Column("95 % of it", lambda entry: " to ".join(f"{end:.4g}" for end in entry["interval"])),
+        *(number("must", ".4g"), number("goal", ".4g"), number("pairs", "d"), text("mark")),
+    )
+    return columns.table(table_columns, records)
+
+
 def table_markdown(records: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
-    """Returns the table of the records, with what they were measured on above it."""
-    rows = [
-        (
-            entry["name"],
-            quantity(entry["ours"], entry["unit"]),
-            f"{quantity(entry['peer'], entry['unit'])}, {entry['against']}",
-            f"{entry['ratio']:.4g}",
-            " to ".join(f"{end:.4g}" for end in entry["interval"]),
-            f"{entry['must']:.4g}",
-            f"{entry['goal']:.4g}",
-            str(entry["pairs"]),
-            entry["mark"],
-        )
-        for entry in records
-    ]
-    lines = "\n".join(f"- {key}: {value}" for key, value in meta.items())
-    table = markdown_table(COLUMNS, rows, text_columns=("against", "mark"))
-    return f"{lines}\n\n{table}\n\n{NOTES}\n"
+    """Returns the table of the records, with the conditions of the measurement above it."""
+    return columns.page(columns.listing(meta), records_table(records), NOTES)
 
 
 def row_text(entry: Mapping) -> str:
-    """Returns one line that tells a record."""
+    """Returns a record as one line."""
     ours, peer = (quantity(entry[side], entry["unit"]) for side in ("ours", "peer"))
     low, high = entry["interval"]
     return (

@@ -7,45 +7,60 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import detector, work
+from benchmarks.flops import layer_flops
+from benchmarks.speed import detector
 from benchmarks.speed.measure import Measure, Sides, timed
 
-# The share of the speed of a matrix product that a step must reach, and the share that is wanted.
+# Shares of the speed of a matrix product: the limit and the goal of a step.
 MUST_SHARE, GOAL_SHARE = 0.65, 0.80
 # Rows and columns of that product: 64 MiB a matrix.
 PRODUCT_SIDE = 4096
+# The layers right above those that `frozen` holds in this detector.
+LOWEST_TRAINED = ("backbone/res3_0/conv1", "backbone/res3_0/shortcut", "fpn/fpn_lateral2")
+
+
+def train_step_flops(loss: str) -> int:
+    """Returns the operations of the layers of the training step on its batch; see `layer_flops`."""
+    step = detector.training(loss)
+    leaves, structure = jax.tree.flatten(step.batch)
+    key = jax.random.key(0)
+
+    def forward(params, leaves):
+        batch = jax.tree.unflatten(structure, leaves)
+        return step.model.apply({"params": params}, batch, key, method="train_forward").losses
+
+    frozen = detector.make_config(loss).optimizer.frozen
+    return layer_flops(forward, step.first.params, leaves, frozen=frozen, lowest_trained=LOWEST_TRAINED)
 
 
 def against_torchvision() -> Sides:
-    """Both take a step of SGD on the same two images; ours with KL Loss, torchvision's with smooth-L1."""
-    from benchmarks.speed import peer
+    """Returns steps of SGD on the same two images: ours with KL Loss, torchvision's with smooth-L1."""
+    from benchmarks import torchvision_peer as peer
 
-    return Sides(ours=timed(detector.make_train_step("kl")), peer=timed(peer.make_train_step()))
+    return Sides(ours=timed(detector.train_runner("kl")), peer=timed(peer.make_train_step()))
 
 
 def head_flops() -> Sides:
-    """The operations of the step with the log-variance branch, and without it."""
-    flops = {loss: work.train_step_flops(detector.make_detector(loss)) for loss in ("kl", "smooth_l1")}
+    """Returns the operations of the step with the log-variance branch, and without it."""
+    flops = {loss: train_step_flops(loss) for loss in ("kl", "smooth_l1")}
     return Sides(ours=lambda: float(flops["kl"]), peer=lambda: float(flops["smooth_l1"]))
 
 
 def head_time() -> Sides:
-    """The step with KL Loss and its branch, and with smooth-L1."""
-    return Sides(
-        ours=timed(detector.make_train_step("kl")), peer=timed(detector.make_train_step("smooth_l1"))
-    )
+    """Returns the step with KL Loss and its branch, and with smooth-L1."""
+    return Sides(ours=timed(detector.train_runner("kl")), peer=timed(detector.train_runner("smooth_l1")))
 
 
 def against_machine() -> Sides:
-    """Our step, and the time it may take at `MUST_SHARE` of the speed that a large product has in between."""
-    flops = work.train_step_flops(detector.make_detector("kl"))
+    """Returns our step, and the time it may take at `MUST_SHARE` of the speed that a large product has then."""
+    flops = train_step_flops("kl")
     product = fastest_product()
 
     def allowed() -> float:
         per_second = 2 * PRODUCT_SIDE**3 / timed(product)()
         return flops / (MUST_SHARE * per_second)
 
-    return Sides(ours=timed(detector.make_train_step("kl")), peer=allowed)
+    return Sides(ours=timed(detector.train_runner("kl")), peer=allowed)
 
 
 def fastest_product() -> Callable[[], object]:
@@ -74,41 +89,31 @@ def fastest_product() -> Callable[[], object]:
 
 MEASURES = (
     Measure(
-        name="training_step",
-        against="torchvision's with smooth-L1",
-        unit="s",
+        "training_step",
+        "torchvision's with smooth-L1",
+        against_torchvision,
         must=1.0,
         goal=0.85,
-        prepare=against_torchvision,
         seconds=125.0,
         needs_torch=True,
     ),
     Measure(
-        name="training_step_share_of_machine",
-        against=f"{MUST_SHARE:.0%} of a large product's speed",
-        unit="s",
+        "training_step_share_of_machine",
+        f"{MUST_SHARE:.0%} of a large product's speed",
+        against_machine,
         must=1.0,
         goal=MUST_SHARE / GOAL_SHARE,
-        prepare=against_machine,
         seconds=100.0,
     ),
     Measure(
-        name="kl_head_operations",
-        against="the step without it",
-        unit="FLOP",
+        "kl_head_operations",
+        "the step without it",
+        head_flops,
         must=1.005,
         goal=1.005,
-        prepare=head_flops,
+        unit="FLOP",
         pairs=1,
         warm_up=False,
     ),
-    Measure(
-        name="kl_head_time",
-        against="the step without it",
-        unit="s",
-        must=1.03,
-        goal=1.03,
-        prepare=head_time,
-        seconds=125.0,
-    ),
+    Measure("kl_head_time", "the step without it", head_time, must=1.03, goal=1.03, seconds=125.0),
 )

@@ -1,6 +1,6 @@
-"""torchvision's detectors with random weights, taken apart into stages; the only file here that imports torch.
+"""torchvision's detectors with random weights, taken apart into stages.
 
-Everything is handed over as NumPy arrays in our layout: channels last, boxes `x1, y1, x2, y2`.
+All values are passed as NumPy arrays in our layout: channels last, boxes `x1, y1, x2, y2`.
 """
 
 import contextlib
@@ -15,37 +15,22 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks import torchvision_peer
+
 MODELS = {"fasterrcnn_resnet50_fpn": FasterRCNN, "maskrcnn_resnet50_fpn": MaskRCNN}
-# Standard deviations that the outputs of the last layers are brought to, so that anchors move, classes pass
-# the score threshold, and no loss saturates.
-OUTPUT_STDS = {
-    "rpn.head.cls_logits": 1.0,
-    "rpn.head.bbox_pred": 0.2,
-    "roi_heads.box_predictor.cls_score": 2.0,
-    "roi_heads.box_predictor.bbox_pred": 0.5,
-    "roi_heads.mask_predictor.mask_fcn_logits": 1.0,
-}
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the peer's packages."""
-    return {"torch": torch.__version__, "torchvision": torchvision.__version__}
 
 
 def build(name: str, *, seed: int, rois_per_image: int) -> nn.Module:
     """Returns the detector with seeded weights, biases and batch-norm statistics, every layer trained."""
-    torch.manual_seed(seed)
-    body = torchvision.models.resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    backbone = _resnet_fpn_extractor(body, trainable_layers=5)
-    model = MODELS[name](backbone, num_classes=91, box_batch_size_per_image=rois_per_image)
+    sizes = {"num_classes": 91, "box_batch_size_per_image": rois_per_image}
+    model = torchvision_peer.build(MODELS[name], seed=seed, trainable_layers=5, **sizes)
     with torch.no_grad():
         for module_name, module in model.named_modules():
             if isinstance(module, FrozenBatchNorm2d):
-                # The last norm of a block is weak: else each sum with its shortcut would double the variance.
+                # The last norm of a block is weak, because each sum with its shortcut would double the variance.
                 gain = 0.3 if module_name.endswith("bn3") else 1.0
                 module.weight.uniform_(0.8 * gain, 1.2 * gain)
                 module.bias.normal_(0.0, 0.1)
@@ -54,35 +39,6 @@ def build(name: str, *, seed: int, rois_per_image: int) -> nn.Module:
             elif getattr(module, "bias", None) is not None:
                 module.bias.normal_(0.0, 0.05)
     return model.eval()
-
-
-def scale_outputs(model: nn.Module, images: ImageList) -> None:
-    """Brings the outputs of the last layers to `OUTPUT_STDS`, one layer after the other."""
-    modules = dict(model.named_modules())
-    for name, wanted in OUTPUT_STDS.items():
-        if name not in modules:
-            continue
-        seen: list[torch.Tensor] = []
-        hook = modules[name].register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
-        with torch.no_grad():
-            features = model.backbone(images.tensors)
-            if name.startswith("rpn"):
-                model.rpn.head(list(features.values()))
-            else:
-                boxes = [torch.tensor([[8.0, 8.0, 60.0, 70.0], [30.0, 20.0, 90.0, 80.0]])] * len(
-                    images.image_sizes
-                )
-                run_heads(model, features, boxes, images.image_sizes)
-            hook.remove()
-            modules[name].weight *= wanted / torch.cat([x.flatten() for x in seen]).std()
-
-
-def run_heads(model: nn.Module, features, boxes, image_sizes) -> None:
-    """Runs the heads on boxes for the sake of their hooks."""
-    heads = model.roi_heads
-    heads.box_predictor(heads.box_head(heads.box_roi_pool(features, boxes, image_sizes)))
-    if heads.has_mask():
-        heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, image_sizes)))
 
 
 def image_list(model: nn.Module, images: np.ndarray, sizes: np.ndarray) -> ImageList:
@@ -103,7 +59,7 @@ def save(model: nn.Module, path: pathlib.Path) -> None:
 def save_gradients(model: nn.Module, path: pathlib.Path) -> None:
     """Writes the gradients under the names of their parameters, and zeros for the batch-norm statistics.
 
-    Read as if it were a checkpoint, it yields every gradient in our layout.
+    Read like a checkpoint, the file gives every gradient in our layout.
     """
     state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     state |= {name: value.grad for name, value in model.named_parameters()}
@@ -111,7 +67,7 @@ def save_gradients(model: nn.Module, path: pathlib.Path) -> None:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Returns how many numbers are trained."""
+    """Returns the count of trained numbers."""
     return sum(value.numel() for value in model.parameters())
 
 
@@ -164,12 +120,12 @@ def activations(model: nn.Module, images: ImageList) -> tuple[dict, dict[str, np
 
 
 def channels_last(value: torch.Tensor) -> np.ndarray:
-    """NCHW to NHWC. The array is a copy: torch may write over its own, as its rectifiers do."""
+    """Returns NHWC from NCHW, as a copy: torch may write over its own array, as its rectifiers do."""
     return value.detach().permute(0, 2, 3, 1).numpy().copy()
 
 
 def evaluate(model: nn.Module, images: ImageList, features) -> dict[str, Any]:
-    """Returns what every stage of the second part makes of the pyramid, without training."""
+    """Returns the outputs of all stages after the pyramid, without training."""
     found: dict[str, Any] = {}
     heads = model.roi_heads
     with torch.no_grad():
@@ -199,7 +155,7 @@ def evaluate(model: nn.Module, images: ImageList, features) -> dict[str, Any]:
 
 
 class Sampler:
-    """Stands in for torchvision's random sampler: `draw` says which rows of an image are taken.
+    """Replaces torchvision's random sampler: `draw` chooses the rows of an image.
 
     Attributes:
         draw: image and labels (1 or more, 0, -1) to a Boolean array.
@@ -209,7 +165,7 @@ class Sampler:
         self.draw = draw
 
     def __call__(self, labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Returns masks of the positives and of the negatives that are taken, as torchvision's sampler does."""
+        """Returns masks of the chosen positives and negatives, in the format of torchvision's sampler."""
         positives, negatives = [], []
         for image, each in enumerate(labels):
             taken = torch.tensor(self.draw(image, each.numpy()))
@@ -227,7 +183,7 @@ def train(
     draw_rois: Callable,
     mask_targets: Callable,
 ) -> dict[str, Any]:
-    """Returns the proposals, the sampled RoIs and the losses of a training step, and leaves the gradients.
+    """Returns the proposals, the sampled RoIs and the losses of a training step; the gradients stay in the model.
 
     Args:
         model: the detector.
@@ -263,7 +219,7 @@ def train(
 
 @contextlib.contextmanager
 def use_masks(mask_targets: Callable) -> Iterator[None]:
-    """Replaces torchvision's mask targets, which it makes image by image."""
+    """Replaces torchvision's mask targets, which are made image by image."""
     images = itertools.count()
 
     def project(gt_masks, boxes, gt_index, size):

@@ -1,4 +1,4 @@
-"""A whole network of torchvision's beside ours, which is loaded from its state dict."""
+"""Compares whole networks of torchvision's with ours, which are loaded from their state dicts."""
 
 import pathlib
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from benchmarks import torchvision_peer
 from checks.parity import peer
 from checks.parity.comparison import Comparison, largest
 from checks.parity.inputs import make_batch, make_config, read
@@ -18,9 +19,9 @@ from klbox_jax.models.vgg import VGG16
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.weights.convert import load_weights
 
-# RoIs sampled in an image; the preset's 512 would only take longer.
+# RoIs sampled in an image, fewer than the preset's 512 to save time.
 ROIS_PER_IMAGE = 32
-# Parameters of torchvision's last layers for the background's box and mask, which ours do without.
+# Parameters of torchvision's last layers for the background's box and mask, which ours do not have.
 BACKGROUND_BOX, BACKGROUND_MASK = 4 * (1024 + 1), 256 + 1
 
 
@@ -44,7 +45,7 @@ def compare_detector(name: str, *, seed: int, folder: pathlib.Path) -> Iterator[
         yield largest("settings", field, ours, value)
 
     images = peer.image_list(theirs, batch.images, batch.image_size)
-    peer.scale_outputs(theirs, images)
+    torchvision_peer.scale_outputs(theirs, images)
     peer.save(theirs, folder / "weights.pth")
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
