@@ -154,11 +154,6 @@ TABLES: documents.Tables = {
             "paper's AP": paper_value(PAPER_TABLE1),
         },
     ),
-    "Aquarium in short": table_of(
-        "Aquarium, photographs",
-        ROWS,
-        {"AP": mean_and_std(AQUARIUM, "AP"), **by_metric(value, AQUARIUM, *METRICS[1:])},
-    ),
     "Table 1, one seed": one_seed,
     "Table 1, five seeds": seeds_table("row", SCENES, "AP", "AP50", "AP75", "AP80", "AP90"),
     "Table 1, differences": differences_table(SCENES, whole=("AP",), means=("AP50", "AP80", "AP90")),

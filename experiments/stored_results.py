@@ -1,7 +1,6 @@
 """The files of docs/results, one for each result, and the columns of tables made from them.
 
-A file has the content of the table.json that an experiment wrote. Lists of records are packed: fields that all records
-share are stored once, and each record has a line.
+A file has the content of the table.json that an experiment wrote, with one line for each record of a list.
 """
 
 import functools
@@ -59,63 +58,23 @@ def _summarized(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_text(result: Mapping[str, Any]) -> str:
-    """Returns the content of a file of docs/results."""
-    parts = []
-    for key, value in sorted(result.items()):
-        if _is_records(value):
-            shared = _shared(value)
-            lines = ",\n  ".join(_dump(_without(record, shared)) for record in value)
-            parts.append(f'"{key}": {{"shared": {_dump(shared)}, "each": [\n  {lines}\n ]}}')
-        else:
-            parts.append(f'"{key}": {_dump(value)}')
-    return "{\n " + ",\n ".join(parts) + "\n}\n"
+    """Returns the content of a file of docs/results: JSON in which each record of a list has a line."""
+
+    def dump(value: Any) -> str:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+
+    def part(value: Any) -> str:
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            return "[\n  " + ",\n  ".join(map(dump, value)) + "\n ]"
+        return dump(value)
+
+    return "{\n " + ",\n ".join(f'"{key}": {part(result[key])}' for key in sorted(result)) + "\n}\n"
 
 
 @functools.cache
 def read(name: str) -> dict[str, Any]:
-    """Returns the result docs/results/NAME.json, with whole records."""
-    return {key: _unpacked(value) for key, value in read_json(RESULTS / f"{name}.json").items()}
-
-
-def _is_records(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(one, dict) for one in value)
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, allow_nan=False)
-
-
-def _shared(records: Sequence[Mapping]) -> dict[str, Any]:
-    """Fields that have one value in all records; of fields that are records themselves, their shared fields."""
-    found = {}
-    for key, value in records[0].items():
-        values = [record.get(key) for record in records]
-        if all(key in record for record in records) and all(other == value for other in values):
-            found[key] = value
-        elif all(isinstance(other, dict) for other in values) and (inner := _shared(values)):
-            found[key] = inner
-    return found
-
-
-def _without(record: Mapping, shared: Mapping) -> dict[str, Any]:
-    own = {}
-    for key, value in record.items():
-        if key not in shared:
-            own[key] = value
-        elif value != shared[key]:
-            own[key] = _without(value, shared[key])
-    return own
-
-
-def _merged(shared: Mapping, own: Mapping) -> dict[str, Any]:
-    nested = {key: _merged(shared[key], own[key]) for key in shared if key in own}
-    return {**shared, **own, **nested}
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, dict) and value.keys() == {"shared", "each"}:
-        return [_merged(value["shared"], own) for own in value["each"]]
-    return value
+    """Returns the result docs/results/NAME.json."""
+    return read_json(RESULTS / f"{name}.json")
 
 
 def row_of(name: str, row: str) -> dict[str, Any]:

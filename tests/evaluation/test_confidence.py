@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from klbox_jax.evaluation.intervals import (
+from klbox_jax.evaluation.confidence import (
     percentile_interval,
     ratio_interval,
     ratio_of_medians,
