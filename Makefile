@@ -24,10 +24,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m experiments.parity --output=runs/parity
+	$(BIN)/python -m checks.parity --output=runs/parity
 
 speed: $(VENV)/.speed
-	$(BIN)/python -m experiments.speed --preset=cpu --output=runs/speed
+	$(BIN)/python -m benchmarks.speed --preset=cpu --output=runs/speed
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 was found; install one, or name it: make PYTHON=/path/to/python3"; exit 1; }

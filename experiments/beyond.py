@@ -1,4 +1,4 @@
-"""Beyond the paper's best row: a post-processing of ours, chosen on images that are not reported, then measured once.
+"""Post-processings of ours against the paper's best row: chosen on images that are not reported, then measured once.
 
     python -m experiments.beyond --stage=choose --preset=mini --seeds=5 --workdir=runs/table1_mini_seeds
     python -m experiments.beyond --stage=report --preset=mini --seeds=5 --workdir=runs/table1_mini_seeds
@@ -10,7 +10,7 @@ which are neither trained on nor reported. The chosen settings are frozen: `OURS
 does, and `OURS_FLIP` a second pass on the mirrored image. `report` evaluates both on the validation images, with the
 networks of the other seeds (with all seeds of `aquarium` and `blood_cells`, which had no part in the choice). It
 compares them with the paper's row `kl_voting_soft_nms`, and `OURS_FLIP` with that row on both images, `flip`. It also
-tests what was predicted of the paper's row over the baseline.
+tests the hypotheses about the paper's row over the baseline.
 
     beyond/choose.md, choose.json    every setting that was tried, best first
     beyond/choose/                   their detections
@@ -23,18 +23,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from experiments import foretold, runs, seeds, table1
-from experiments.rows import Row
-from klbox_jax import distributed
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from experiments import hypotheses, runs, seeds, table1
+from experiments.runs import Row
+from klbox_jax import cli, distributed
 from klbox_jax.evaluation.bootstrap import match_classes
 from klbox_jax.evaluation.score_iou_correlation import localization_confidences
-from klbox_jax.files import read_json, write_atomically, write_json
+from klbox_jax.files import read_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.report.plots import plot_ap_over_iou
-from klbox_jax.report.tables import METRICS, markdown_table
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column
+from klbox_jax.report.tables import METRICS
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
 from klbox_jax.train.run_evaluation import Evaluation
@@ -49,12 +49,13 @@ _STAGE = flags.DEFINE_enum(
 
 BASELINE, PAPER = "baseline", "kl_voting_soft_nms"
 _PAPER = {"suppression": "soft_gaussian", "voting": "variance"}
-# Frozen before they were run on validation images, and left as they were when neighbours of theirs, the `ours_...`
-# below, came out as high on the calibration images; choose.md says how far the best is above them. Not all of it is
-# blind to the validation images: see the first of `TRIED_BEFORE`.
+# Frozen before they were run on validation images, and not changed when similar settings, the `ours_...` below, gave
+# as much on the calibration images; choose.md has the distance to the best. Not all of the choice is blind to the
+# validation images: see `tried_before` in docs/results/beyond_mini_choice.json, the settings that were tried before
+# these.
 OURS = {"suppression": "soft_gaussian", "voting": "variance_score", "sigma_t": 0.05, "score_by_std": 4.0}
 OURS_FLIP = OURS | {"flip": True}
-# The paper's row at the price of `OURS_FLIP`: what the mirrored image gives to any setting is not ours.
+# The paper's row at the cost of `OURS_FLIP`: the gain that the mirrored image gives to any setting is not ours.
 FLIP = _PAPER | {"flip": True}
 REPORTED = {"ours": OURS, "flip": FLIP, "ours_flip": OURS_FLIP}
 # Fields of `PostprocessSettings`. With `flip` there are twice as many candidates, and `pre_nms_topk` is doubled.
@@ -80,24 +81,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "flip_score_by_std": _PAPER | {"score_by_std": 4.0, "flip": True},
     "ours_flip": OURS_FLIP,
 }
-# Tried before these on the same images, with the AP that each had there, and given no field of their own.
-TRIED_BEFORE = (
-    "twelve forms of score_by_std on another training of seed 0, on the validation images as well: exponentials of "
-    "strength 2, 4, 8 and 12 and powers of -0.5 and -1, of the std after voting and of the kept box's own; strength 4 "
-    "gained 0.4 on the calibration images and 0.25 on the validation images",
-    "scores lowered by the std before suppression instead of after it: 45.77, with ours 46.12",
-    "the same before (4) and after (2), and votes by the precision to the power 1.5: 46.22",
-    "votes by the precision to the power 1.5: 45.51, with ours 46.26",
-    "votes by the precision to the power 0.5: 45.24",
-    "votes by the precision in pixels, with ours: 45.99",
-    "votes by the square of the scores, with ours: 46.17",
-    "scores times the votes that a box gets to the power 0.5 (45.21), 0.25 (45.60), with ours 0.15 (46.24)",
-    "scores times the squared IoU of the box before and after voting: 43.78",
-    "soft-NMS sigma 0.8 with ours: 46.02",
-    "linear soft-NMS: 45.23",
-    "votes by IoU and score at sigma_t 0.02: 44.98",
-    "a score threshold of 0.001: 45.38",
-)
 PAIRS = (
     ("ours", PAPER),
     ("ours_flip", PAPER),
@@ -117,9 +100,8 @@ def row_of(name: str, fields: Mapping[str, Any], config) -> Row:
 
 
 def load_config(seed: int, **fields: object):
-    """Returns the config that a seed's KL network was trained with, with fields replaced."""
-    overrides = table1.overrides(seed) | fields
-    return runs.load_config(runs.CONFIGS[runs.PRESET.value], "loss=kl", overrides)
+    """Returns the config of a seed's KL network, with fields replaced."""
+    return runs.preset_config("loss=kl", table1.overrides(seed) | fields)
 
 
 def table1_command(workdir: pathlib.Path) -> str:
@@ -147,13 +129,13 @@ def seeds_of_report() -> range:
 
 
 def check_stored(file: pathlib.Path, wanted: PostprocessSettings) -> None:
-    """Raises ValueError where a result is there already and comes from other settings."""
+    """Raises ValueError if a stored result comes from other settings."""
     if file.exists() and PostprocessSettings(**read_json(file)["postprocess"]) != wanted:
         raise ValueError(f"{file} was made under other settings; delete {file.parent} and start again")
 
 
 def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
-    """Returns the metrics of every setting on the calibration images, best first, evaluating what is missing.
+    """Returns the metrics of every setting on the calibration images, best first; evaluates what is missing.
 
     Raises:
         ValueError: the preset has no part in the choice, or the network is missing or not trained to its end.
@@ -194,48 +176,34 @@ def choose(workdir: pathlib.Path) -> str:
     best = next(entry for entry in entries if not entry["settings"].get("flip"))
     best_flip = next(entry for entry in entries if entry["settings"].get("flip"))
     ours, ours_flip = (next(e for e in entries if e["name"] == name) for name in ("ours", "ours_flip"))
-    meta = {
-        "preset": runs.PRESET.value,
-        "data": entries[0]["data"],
-        "data_fingerprint": entries[0]["data_fingerprint"],
+    meta = runs.meta_of(entries[0]) | {
         "seed": runs.SEED.value,
         "steps": entries[0]["steps"],
         "settings tried": len(entries),
-        "machine": runs.machine(),
     }
-    labels = ("name", "suppression", "voting", "further settings")
-    parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
+    settings = Column("further settings", lambda entry: fields_text(entry["settings"]), is_text=True)
+    labels = [columns.text(key) for key in ("name", "suppression", "voting")]
+    numbers = [columns.number(metric, ".2f") for metric in METRICS]
+    text = columns.page(
+        columns.listing(meta),
         f"Average precision in per cent of the {len(entries)} settings that were tried, best first:",
-        markdown_table(
-            (*labels, *METRICS),
-            [
-                [entry["name"], entry["suppression"], entry["voting"], fields_text(entry["settings"])]
-                + [f"{entry[metric]:.2f}" for metric in METRICS]
-                for entry in entries
-            ],
-            text_columns=labels,
-        ),
+        columns.table([*labels, settings, *numbers], entries),
         f"The best from one forward pass is {best['name']}, and {best_flip['name']} from two, the second of the "
         f"mirrored image. Frozen for the report are ours, {best['AP'] - ours['AP']:.2f} below the one, and ours_flip, "
         f"{best_flip['AP'] - ours_flip['AP']:.2f} below the other.",
-        "Tried before these, with their AP, and not worth a field:\n\n"
-        + "\n".join(f"- {text}" for text in TRIED_BEFORE),
-    ]
-    text = "\n\n".join(parts) + "\n"
+    )
     result = {"rows": entries, "best": best["name"], "best_flip": best_flip["name"], **meta}
-    write_json(workdir / "beyond" / "choose.json", result | {"tried_before": TRIED_BEFORE})
-    write_atomically(workdir / "beyond" / "choose.md", text)
+    runs.write_result(workdir / "beyond", result, text, name="choose")
     return text
 
 
 def fields_text(fields: Mapping[str, Any]) -> str:
-    """Returns fields as a table prints them."""
+    """Returns fields as text for a table."""
     return ", ".join(f"{key}={value}" for key, value in fields.items()) or "-"
 
 
 def rows_of_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
-    """Returns the baseline and the paper's row, as Table 1 has them, and the others, evaluating these where missing.
+    """Returns the baseline and the paper's row from Table 1, and the others; evaluates the others where missing.
 
     Raises:
         ValueError: Table 1 of this seed is missing.
@@ -266,27 +234,22 @@ def report(workdir: pathlib.Path) -> str:
         correlations.setdefault(row["name"], []).append(
             localization_confidences(truth, results).spearman()["score"]
         )
-    means = seeds.mean_rows(rows_by_seed)
-    found = seeds.differences(rows_by_seed, seeds.resampled_metrics(matched), PAIRS)
-    meta = table1.meta_of(source) | {name: fields_text(fields) for name, fields in REPORTED.items()}
-    folder = workdir / "beyond"
-    differences = [one.to_dict() for one in found]
-    write_json(
-        folder / "beyond.json", {"rows": means, "differences": differences, "spearman": correlations, **meta}
+    compared = seeds.compare(rows_by_seed, matched, PAIRS)
+    settings = {name: fields_text(fields) for name, fields in REPORTED.items()}
+    of_paper = [one for one in compared.differences if (one.row, one.base) == (PAPER, BASELINE)]
+    return seeds.write(
+        compared,
+        workdir / "beyond",
+        name="beyond",
+        meta=runs.meta_of_source(source) | settings,
+        title=f"Beyond Table 1, {source.name}, mean of {len(rows_by_seed)} seeds",
+        further={"spearman": correlations},
+        appendix=hypotheses.markdown(of_paper, correlations, base=BASELINE),
     )
-    foretold_text = foretold.markdown(
-        [one for one in found if (one.row, one.base) == (PAPER, BASELINE)], correlations, base=BASELINE
-    )
-    text = seeds.markdown(means, found, meta=meta) + "\n" + foretold_text
-    write_atomically(folder / "beyond.md", text)
-    title = f"Beyond Table 1, {source.name}, mean of {len(rows_by_seed)} seeds"
-    plot_ap_over_iou(means, folder / "ap_over_iou.png", title=title)
-    return text
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs one of the two stages."""
-    del argv
     runs.check_preset("beyond", "mini", "aquarium", "blood_cells")
     workdir = runs.workdir("table1", "seeds")
     if runs.DRY_RUN.value:
@@ -296,5 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

@@ -15,11 +15,11 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from klbox_jax import cli
 from klbox_jax.evaluation.conformal import fit_intervals
 from klbox_jax.files import write_atomically, write_json
 from klbox_jax.report.tables import markdown_table
@@ -248,9 +248,8 @@ def write_results(workdir: pathlib.Path, sizes: Sequence[int], num_draws: int) -
     return rows
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Simulates, writes the tables, and prints the one in Markdown."""
-    del argv
     workdir = pathlib.Path(_WORKDIR.value)
     write_results(workdir, [int(size) for size in _SIZES.value], _DRAWS.value)
     print((workdir / "table.md").read_text())
@@ -260,5 +259,4 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "runs/conformal_simulation", "Folder of the tables.")
     _DRAWS = flags.DEFINE_integer("draws", 2000, "Calibration sets of each row and size.", lower_bound=2)
     _SIZES = flags.DEFINE_list("sizes", [str(size) for size in SIZES], "Numbers of calibration boxes.")
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

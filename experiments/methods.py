@@ -1,4 +1,4 @@
-"""Every loss, suppression, voting, fusion and refinement on one detector, in one table.
+"""Compares every loss, suppression, voting, fusion and refinement on one detector, in one table.
 
     python -m experiments.methods --preset=mini --workdir=runs/methods_mini
     python -m experiments.methods --preset=aquarium --data_root=FOLDER --init_weights=FILE.pth
@@ -6,13 +6,15 @@
 A network is trained for each loss, all with the same schedule, coder, normalizer and data order; the schedule of
 `mini` is shorter than Table 1's. Each is evaluated under a few post-processings, the KL network under all of them,
 and a network with an IoU head under IoU-Net's three stages. With `--seeds=3` the losses in `REPEATED` are trained
-with three seeds, and paired differences tell what holds. Finished work is skipped, interrupted work goes on.
+with three seeds, and paired differences show which gains are certain. Finished work is skipped, interrupted work is
+resumed.
 
     table.md, table.json      the rows
     SEED/NETWORK/             the runs: checkpoints, metrics, detections of every row
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -20,18 +22,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import runs
-from experiments.rows import Row
-from experiments.seeds import interval_text, student_interval
-from klbox_jax import distributed
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
-from klbox_jax.data.loader import eval_batches
+from experiments.inference_time import load_on_device, median_seconds
+from experiments.runs import Row
+from klbox_jax import cli
+from klbox_jax.evaluation.confidence import student_interval
 from klbox_jax.evaluation.eval_step import detect_batch
-from klbox_jax.files import read_json, write_atomically, write_json
-from klbox_jax.report.tables import markdown_table
-from klbox_jax.train.checkpoints import restore_params
+from klbox_jax.files import read_json, write_json
+from klbox_jax.report import columns
+from klbox_jax.report.columns import interval_text, number
+from klbox_jax.report.tables import LABELS, markdown_table
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
 
@@ -53,11 +55,13 @@ NETWORKS = ("smooth_l1", "l1", *VARIANCE_LOSSES, "iou_net")
 REPEATED = ("smooth_l1", "kl", "gaussian_nll", "lasernet_kl", "energy_score", "iou_net")
 NUM_EPOCHS = {"mini": 3.0, "aquarium": 16.0}
 METRICS = ("AP", "AP50", "AP75", "AP90")
+# Timed runs of each post-processing.
+REPEATS = 9
 UNCERTAINTY = ("NLL", "coverage_1sigma", "spearman_sigma_error")
 
 
 def rows_of(network: str) -> tuple[Row, ...]:
-    """Returns the post-processings that a network is evaluated under; the first is the plain one."""
+    """Returns the post-processings under which a network is evaluated; the first is the plain one."""
 
     def row(suppression: str, voting: str, tag: str = "", **settings: Any) -> Row:
         name = "-".join(filter(None, (network, suppression, voting, tag)))
@@ -77,7 +81,7 @@ def rows_of(network: str) -> tuple[Row, ...]:
         return (*plain, row("soft_gaussian", "iou"), row("soft_gaussian", "iou_score"))
     if network != "kl":
         return (*plain, row("hard", "variance"), row("soft_gaussian", "variance"))
-    # Of others; ours, `variance_score`, is chosen and measured in experiments/beyond.py.
+    # Ours, `variance_score`, is not here: experiments/beyond.py chooses and measures it.
     votings = ("variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
     return (
         *plain,
@@ -100,7 +104,7 @@ def arg_and_fields(network: str, seed: int) -> tuple[str, dict[str, object]]:
         **runs.preset_fields(),
     }
     if runs.PRESET.value != "mini":
-        # Photographs do not say how far their labels are off: a fiftieth of the box.
+        # Photographs have no stds of their label noise: a fiftieth of the box is assumed.
         fields |= {
             "model.box_loss_settings.label_noise": "size",
             "model.box_loss_settings.label_noise_value": 0.02,
@@ -110,51 +114,42 @@ def arg_and_fields(network: str, seed: int) -> tuple[str, dict[str, object]]:
     return f"loss={network}", fields
 
 
-def postprocess_milliseconds(
-    config, workdir: pathlib.Path, rows: Sequence[Row], *, repeats: int = 9
-) -> dict[str, float]:
-    """Returns the median milliseconds an image that each row's post-processing takes, in turn, on one batch.
+def postprocess_milliseconds(config, workdir: pathlib.Path, rows: Sequence[Row]) -> dict[str, float]:
+    """Returns the median milliseconds an image of each row's post-processing, measured in turn on one batch.
 
-    Measured once and kept in `post_ms.json`, beside the row's settings.
+    They are measured once, and kept in `post_ms.json`.
     """
     file = workdir / "post_ms.json"
     known = read_json(file) if file.exists() else {}
     missing = [row for row in rows if row.name not in known]
     if missing:
         job = Job(config=config, workdir=Workdir(workdir))
-        _, params = restore_params(job.workdir.checkpoints)
-        params = jax.device_put(params, distributed.replicated(job.mesh))
-        batch = next(iter(eval_batches(job.eval_source, job.eval_plan, job.preprocessing, num_threads=1)))
-        batch = distributed.put_batch(batch, job.mesh)
-        predictions = jax.jit(
-            lambda params, batch: job.model.apply({"params": params}, batch, method="predict")
-        )(params, batch)
+        params, batch = load_on_device(job)
+
+        @jax.jit
+        def predict(params, batch):
+            return job.model.apply({"params": params}, batch, method="predict")
+
+        arguments = (params, predict(params, batch), batch)
+        steps = {}
         for row in missing:
             settings = runs.postprocess_settings(config, row)
-
-            def post(params, predictions, batch, settings=settings):
-                return detect_batch(params, predictions, batch, model=job.model, settings=settings)
-
-            compiled = jax.jit(post)
-            seconds = []  # the first one compiles
-            for _ in range(repeats + 1):
-                started = time.perf_counter()
-                jax.block_until_ready(compiled(params, predictions, batch))
-                seconds.append(time.perf_counter() - started)
-            known[row.name] = 1000 * float(np.median(seconds[1:])) / len(batch.image_id)
+            step = jax.jit(functools.partial(detect_batch, model=job.model, settings=settings))
+            steps[row.name] = functools.partial(step, *arguments)
+        seconds = median_seconds(steps, repeats=REPEATS)
+        known |= {name: 1000 * value / len(batch.image_id) for name, value in seconds.items()}
         write_json(file, known)
     return {row.name: known[row.name] for row in rows}
 
 
 def run_network(network: str, seed: int, workdir: pathlib.Path) -> list[dict]:
-    """Returns the rows of one network, doing what is not yet done."""
-    arg, fields = arg_and_fields(network, seed)
-    config = runs.load_config(runs.CONFIGS[runs.PRESET.value], arg, fields)
+    """Returns the rows of one network; trains, evaluates and measures only what is missing."""
+    config = runs.preset_config(*arg_and_fields(network, seed))
     folder = workdir / f"seed{seed}" / network
     rows = rows_of(network)
     entries = runs.train_and_evaluate(config, folder, rows)
     milliseconds = postprocess_milliseconds(config, folder, rows)
-    # The rest of an evaluation's uncertainty scores stays in its metrics.json.
+    # The other uncertainty scores of an evaluation stay in its metrics.json.
     return [
         {key: value for key, value in entry.items() if key != "uncertainty"}
         | {key: entry["uncertainty"][key] for key in UNCERTAINTY}
@@ -176,7 +171,7 @@ class Claim:
     differences: tuple[float, ...]
 
     def cells(self) -> list[str]:
-        """Returns name, each seed's difference, mean, its interval, and whether all are above 0."""
+        """Returns name, each seed's difference, mean, its interval, and yes if all are above 0."""
         values = np.array(self.differences)
         return [
             self.name,
@@ -188,73 +183,61 @@ class Claim:
 
 
 def claims(rows: Sequence[Mapping], seeds: Sequence[int]) -> list[Claim]:
-    """Returns what the losses add over smooth-L1, and each stage of IoU-Net over the one before."""
+    """Returns the gains of the losses over smooth-L1, and of each stage of IoU-Net over the one before."""
     trained = {(row["loss"], row["seed"]) for row in rows}
-    found = []
-
-    def add(name: str, ours, base, needed: Sequence[str]) -> None:
-        used = [seed for seed in seeds if all((network, seed) in trained for network in needed)]
-        if used:
-            differences = tuple(ours(seed)["AP90"] - base(seed)["AP90"] for seed in used)
-            found.append(Claim(name=name, differences=differences))
-
-    for network in VARIANCE_LOSSES:
-        add(
-            f"{network} over smooth_l1, best rows",
-            lambda seed, network=network: best(rows, network, seed),
-            lambda seed: best(rows, "smooth_l1", seed),
+    by_name = {(row["name"], row["seed"]): row for row in rows}
+    pairs = {
+        f"{network} over smooth_l1, best rows": (
+            functools.partial(best, rows, network),
+            functools.partial(best, rows, "smooth_l1"),
             (network, "smooth_l1"),
         )
-
-    def stage(name: str):
-        return lambda seed: next(r for r in rows if (r["name"], r["seed"]) == (name, seed))
-
+        for network in VARIANCE_LOSSES
+    }
     stages = (
         ("IoU head, unused, over smooth_l1", "iou_net-hard-none", "smooth_l1-hard-none"),
         ("+ IoU-guided NMS", "iou_net-iou_guided-none", "iou_net-hard-none"),
         ("+ refinement", "iou_net-iou_guided-none-refined", "iou_net-iou_guided-none"),
     )
     for name, ours, base in stages:
-        add(name, stage(ours), stage(base), ("iou_net", "smooth_l1"))
+        pairs[name] = (
+            lambda seed, ours=ours: by_name[ours, seed],
+            lambda seed, base=base: by_name[base, seed],
+            ("iou_net", "smooth_l1"),
+        )
+    found = []
+    for name, (ours, base, needed) in pairs.items():
+        used = [seed for seed in seeds if all((network, seed) in trained for network in needed)]
+        if used:
+            found.append(Claim(name, tuple(ours(seed)["AP90"] - base(seed)["AP90"] for seed in used)))
     return found
 
 
 def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
     """Returns the tables: the losses, the post-processings of the KL network, IoU-Net's stages, the differences."""
-    labels = ("name", "loss", "suppression", "voting")
-    columns = (*labels, *METRICS, *UNCERTAINTY, "post_ms", "seed", "steps", "seconds")
-
-    def cells(row: Mapping) -> list[str]:
-        def number(key: str, form: str) -> str:
-            return "-" if row.get(key) is None else form.format(row[key])
-
-        return (
-            [row[key] for key in labels]
-            + [number(key, "{:.1f}") for key in METRICS]
-            + [number(key, "{:.3f}") for key in UNCERTAINTY]
-            + [number("post_ms", "{:.2f}"), number("seed", "{:d}")]
-            + [number("steps", "{:d}"), number("seconds", "{:.0f}")]
-        )
-
-    def table(chosen: Sequence[Mapping]) -> str:
-        return markdown_table(columns, [cells(row) for row in chosen], text_columns=labels)
-
+    row_columns = [
+        *map(columns.text, LABELS),
+        *map(number, METRICS),
+        *(number(key, ".3f") for key in UNCERTAINTY),
+        *(number("post_ms", ".2f"), number("seed", "d"), number("steps", "d"), number("seconds", ".0f")),
+    ]
     seeds = sorted({row["seed"] for row in rows})
     networks = [name for name in NETWORKS if any(row["loss"] == name for row in rows)]
     first = seeds[0]
     of_seed = [row for row in rows if row["seed"] == first]
     parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
+        columns.listing(meta),
         "Each loss under the post-processing of its highest AP among those tried, which table.json lists; the "
         "choice was made on the images of the table:",
-        table([best(rows, name, first) for name in networks]),
+        columns.table(row_columns, [best(rows, name, first) for name in networks]),
     ]
     for title, network in (
         ("Each post-processing on the KL network:", "kl"),
         ("IoU-Net on a smooth-L1 network, stage by stage:", "iou_net"),
     ):
         if network in networks:
-            parts += [title, table([row for row in of_seed if row["loss"] == network])]
+            of_network = [row for row in of_seed if row["loss"] == network]
+            parts += [title, columns.table(row_columns, of_network)]
     differences = claims(rows, seeds)
     if differences:
         parts += [
@@ -265,16 +248,15 @@ def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> st
                 text_columns=("by seed", "95 % interval", "all above 0"),
             ),
         ]
-    parts.append(
+    return columns.page(
+        *parts,
         "AP in per cent. NLL of each edge in nats, coverage and rank correlation over detections matched with an "
-        "object at IoU 0.5, against the labels as annotated. post_ms: post-processing of one image."
+        "object at IoU 0.5, against the labels as annotated. post_ms: post-processing of one image.",
     )
-    return "\n\n".join(parts) + "\n"
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs what is missing of the table, then writes it."""
-    del argv
     started = time.perf_counter()
     runs.check_preset("methods", *NUM_EPOCHS)
     workdir = runs.workdir("methods")
@@ -296,19 +278,13 @@ def main(argv: list[str]) -> None:
     rows: list[dict] = []
     for seed, network in wanted:
         rows += run_network(network, seed, workdir)
-        # Whoever looks in while it runs finds the table so far.
-        meta = {
-            "preset": runs.PRESET.value,
-            "data": rows[0]["data"],
-            "data_fingerprint": rows[0]["data_fingerprint"],
-            "machine": runs.machine(),
-        }
-        write_json(workdir / "table.json", {"rows": rows, **meta})
-        write_atomically(workdir / "table.md", table_markdown(rows, meta=meta))
-    print((workdir / "table.md").read_text())
-    print(f"{time.perf_counter() - started:.0f} seconds. Everything lies in {workdir}.")
+        # Written after each network, so that the table can be read while the rest runs.
+        meta = runs.meta_of(rows[0])
+        text = table_markdown(rows, meta=meta)
+        runs.write_result(workdir, {"rows": rows, **meta}, text)
+    print(text)
+    print(f"{time.perf_counter() - started:.0f} seconds. Everything is in {workdir}.")
 
 
 if __name__ == "__main__":
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

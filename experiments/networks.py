@@ -1,18 +1,18 @@
-"""The networks that Tables 2 to 6 and the figure over sigma_t are made of, each trained once for all of them.
+"""Networks of Tables 2 to 6, of the sigma_t figure and of the uncertainty tables, each trained once for all.
 
-A family is everything but the loss: a config file and some of its fields. With a loss it is a network, which lies
-in its own folder below `--networks_dir` (default `runs/PRESET_networks`), with the results of all its rows:
+A family is a config file and some of its fields. A family and a loss are a network. Its folder is below
+`--networks_dir` (default `runs/PRESET_networks`) and holds the results of all its rows:
 
     runs/mini_networks/kl/          also Table 3's first head, Tables 4, 5 and 6, and the figure
     runs/mini_networks/mask_kl/     Table 2, and Table 3's last head
 
-An experiment trains the networks that it needs and that are not there yet. The folders of `smooth_l1`, `kl` and
-`iou_net` have the names that Table 1 and the comparison of methods give them, so these can lend theirs:
+An experiment trains the networks that it needs and that are missing. The folders `smooth_l1`, `kl` and `iou_net` have
+the names that Table 1 and `experiments.methods` use, so that their networks can be used here:
 `--networks_dir=runs/table1_mini`, or `--networks_dir=runs/methods_mini/seed0 --num_epochs=3`. A folder of networks
 holds one seed.
 
-In the paper's setting every network starts from ImageNet weights. Those that its authors released start from a finished
-detector instead, which the configs of ResNet-50 call `init=detector`.
+In the paper's setting every network starts from ImageNet weights. The networks that its authors released start from a
+finished detector instead, which the ResNet-50 configs call `init=detector`.
 """
 
 import dataclasses
@@ -25,20 +25,19 @@ from absl import flags
 
 from experiments import runs
 from experiments.mask_scenes import PYRAMID
-from experiments.rows import Row
 from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.files import read_json, write_json
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
 
 _NETWORKS_DIR = flags.DEFINE_string(
-    "networks_dir", "", "Where the networks of Tables 2 to 6 lie; default runs/PRESET_networks."
+    "networks_dir", "", "Folder of the networks of Tables 2 to 6; default runs/PRESET_networks."
 )
 _INIT_WEIGHTS_M = flags.DEFINE_string(
     "init_weights_vgg_cnn_m_1024", "", "ImageNet weights of Table 6's smaller backbone, --preset=full."
 )
 
-# Images a second in training, for the estimates of a dry run alone.
+# Images a second in training and their source, only for the estimates of a dry run.
 ASSUMED_SPEEDS = {
     "mini": (
         95.0,
@@ -53,12 +52,12 @@ ASSUMED_SPEEDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Networks that differ in their loss alone.
+    """Networks that differ only in their loss.
 
     Attributes:
         prefix: of the names of their folders.
         config: the config file.
-        arg: what its argument has beside the loss.
+        arg: of the config file, without the loss.
         fields: config fields to replace.
     """
 
@@ -135,11 +134,10 @@ class Network:
         return runs.command(FAMILIES[self.family].config, self.arg, self.fields(), self.workdir)
 
 
-def train_and_evaluate(network: Network, rows: Sequence[Row], *, voc: bool = False) -> list[dict]:
-    """Returns the entries of a network's rows, doing what is not yet done.
+def train_and_evaluate(network: Network, rows: Sequence[runs.Row], *, voc: bool = False) -> list[dict]:
+    """Returns the table's entries for rows of a network; trains and evaluates only what is missing.
 
-    With `voc` they have VOC 2007's average precision, `AP_voc`, on the scenes too, which stand for VOC in
-    miniature.
+    With `voc` they have VOC 2007's average precision, `AP_voc`; on the scenes too, which replace VOC in miniature.
     """
     config, workdir = network.config(), network.workdir
     entries = runs.train_and_evaluate(config, workdir, rows)
@@ -160,7 +158,7 @@ def _voc_precision(config, workdir: pathlib.Path, folder: pathlib.Path) -> float
 
 
 def plan(experiment: str, networks: Sequence[Network]) -> str:
-    """Returns what a dry run prints: the data, each training with its command, steps and estimate, and the sum."""
+    """Returns the text of a dry run: the data, each training with its command, steps and estimate, and the sum."""
     speed, source = ASSUMED_SPEEDS[runs.PRESET.value]
     lines, total = [], 0.0
     configs = {network: network.config() for network in networks}

@@ -1,24 +1,27 @@
-"""What the experiments share: a config file's variants, trained once each, evaluated under many settings."""
+"""Trains variants of a config file once and evaluates them under many post-processings; flags of all experiments."""
 
+import dataclasses
 import importlib.util
 import os
 import pathlib
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 
-from experiments.rows import Row
-from klbox_jax.files import read_json
+from klbox_jax.data.source import Source
+from klbox_jax.files import read_json, write_atomically, write_json
 from klbox_jax.main import run
 from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.report.tables import LABELS
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import training_seconds
 from klbox_jax.train.workdir import Workdir
 
-# The flags of every experiment: tests import several of them into one process, where a flag has one owner.
+# Defined here alone: tests import several experiments into one process, and a flag may be defined once.
 PRESET = flags.DEFINE_enum(
     "preset",
     "mini",
@@ -27,7 +30,7 @@ PRESET = flags.DEFINE_enum(
     "The last three need --data_root and --init_weights.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Where the runs and the table go; default runs/EXPERIMENT_PRESET."
+    "workdir", "", "Folder of the runs and of the table; default runs/EXPERIMENT_PRESET."
 )
 DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set; all presets but mini need it.")
 INIT_WEIGHTS = flags.DEFINE_string("init_weights", "", "ImageNet weights; all presets but mini need them.")
@@ -35,22 +38,55 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands of the trainin
 SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the parameters, the sampling and the data order; the first of --seeds."
 )
-SEEDS = flags.DEFINE_integer("seeds", 1, "How many seeds, from --seed on; of table1 and methods.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds, from --seed on; of table1 and methods.")
 NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Length of each training; 0 for the preset's own.")
 
 SCENES_CONFIG = "configs/scenes.py"
 PHOTOGRAPHS_CONFIG = "configs/faster_rcnn_mobilenet_v2_fpn.py"
-# Of Table 1: VGG-16 on COCO is the paper's.
+# Config files of Table 1; the paper's is VGG-16 on COCO.
 CONFIGS = {
     "mini": SCENES_CONFIG,
     "aquarium": PHOTOGRAPHS_CONFIG,
     "blood_cells": PHOTOGRAPHS_CONFIG,
     "full": "configs/faster_rcnn_vgg16.py",
 }
-# Fields in which a preset differs from its config file. The blood cells' are fixed by docs/protocol.md.
+# Fields in which a preset differs from its config file. Those of the blood cells are fixed by docs/protocol.md.
 PRESET_FIELDS = {
     "blood_cells": {"train.num_epochs": 6.0, "model.box_loss_settings.ramp_steps": 450},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: a network, and the post-processing of its predictions.
+
+    Attributes:
+        name: unique in its table; the folder of its results.
+        loss: `config.model.box_loss` of the network.
+        suppression, voting: fields of `PostprocessSettings`.
+        settings: further fields of `PostprocessSettings`.
+    """
+
+    name: str
+    loss: str
+    suppression: str
+    voting: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def labels(self) -> dict[str, str]:
+        """Returns the columns that identify the row."""
+        return {label: getattr(self, label) for label in LABELS}
+
+
+# Results are in the folder of their network by the name of the row, and tables share them: a name has one meaning.
+BASELINE = Row("baseline", "smooth_l1", "hard", "none")
+BOX_VOTING = Row("box_voting", "smooth_l1", "hard", "box_voting")
+SOFT_NMS = Row("soft_nms", "smooth_l1", "soft_gaussian", "none")
+IOU_NET = Row("iou_net", "iou_net", "iou_guided", "none", {"refine_steps": 5})
+KL = Row("kl", "kl", "hard", "none")
+KL_VOTING = Row("kl_voting", "kl", "hard", "variance")
+KL_SOFT_NMS = Row("kl_soft_nms", "kl", "soft_gaussian", "none")
+KL_VOTING_SOFT_NMS = Row("kl_voting_soft_nms", "kl", "soft_gaussian", "variance")
 
 
 def load_config(path: str, arg: str, fields: Mapping[str, object]) -> ml_collections.ConfigDict:
@@ -63,6 +99,11 @@ def load_config(path: str, arg: str, fields: Mapping[str, object]) -> ml_collect
     return config
 
 
+def preset_config(arg: str, fields: Mapping[str, object]) -> ml_collections.ConfigDict:
+    """Returns the config of the preset that the flags name; see `load_config`."""
+    return load_config(CONFIGS[PRESET.value], arg, fields)
+
+
 def check_preset(experiment: str, *known: str) -> str:
     """Returns the preset that the flags name; raises ValueError where the experiment does not have it."""
     if PRESET.value not in known:
@@ -71,7 +112,7 @@ def check_preset(experiment: str, *known: str) -> str:
 
 
 def preset_fields() -> dict[str, object]:
-    """Returns the config fields that the flags of the preset set; a dry run may leave them open.
+    """Returns the config fields that the preset sets; a dry run may leave the files of the last three open.
 
     Raises:
         ValueError: a flag that the preset needs is missing.
@@ -97,13 +138,13 @@ def workdir(experiment: str, suffix: str = "") -> pathlib.Path:
 
 
 def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.Path) -> str:
-    """Returns the command line that trains and evaluates a config, as a dry run prints it."""
+    """Returns the command line that trains and evaluates a config, for a dry run."""
     values = "".join(f" --config.{name}={shlex.quote(str(value))}" for name, value in fields.items())
     return f"python -m klbox_jax.main --config={path}:{arg}{values} --workdir={workdir} --mode=train_and_eval"
 
 
 def postprocess_settings(config: ml_collections.ConfigDict, row: Row) -> PostprocessSettings:
-    """Returns the config's post-processing with the row's fields in it."""
+    """Returns the post-processing of the config with the fields of the row."""
     fields = {"suppression": row.suppression, "voting": row.voting, **row.settings}
     return PostprocessSettings(**(config.postprocess.to_dict() | fields))
 
@@ -122,7 +163,7 @@ def evaluate_rows(
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, rows: Sequence[Row]
 ) -> list[dict]:
-    """Returns the table's entries for rows of one network, training and evaluating what is not yet done."""
+    """Returns the table's entries for rows of one network; trains and evaluates only what is missing."""
     job = Job(config=config, workdir=Workdir(workdir))
     run(config, str(workdir), "train")
     metrics = evaluate_rows(config, workdir, job.total_steps, rows)
@@ -137,3 +178,30 @@ def train_and_evaluate(
 def machine() -> str:
     """Returns the processor's kind and the number of its cores."""
     return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def meta_of(entry: Mapping) -> dict[str, object]:
+    """Returns the facts that all rows of a table share: preset, data and machine.
+
+    Args:
+        entry: an entry of the table, with its `data` and `data_fingerprint`.
+    """
+    return {
+        "preset": PRESET.value,
+        "data": entry["data"],
+        "data_fingerprint": entry["data_fingerprint"],
+        "machine": machine(),
+    }
+
+
+def meta_of_source(source: Source) -> dict[str, object]:
+    """Returns the facts that all rows evaluated on a data set share."""
+    return meta_of({"data": source.name, "data_fingerprint": source.fingerprint})
+
+
+def write_result(
+    folder: pathlib.Path, result: Mapping[str, object], text: str, *, name: str = "table"
+) -> None:
+    """Writes a result as NAME.json, for programs, and as NAME.md, for readers."""
+    write_json(folder / f"{name}.json", result)
+    write_atomically(folder / f"{name}.md", text)

@@ -1,17 +1,15 @@
-"""What the embedded scenes are: statistics, a contact sheet, and a detector that must fail on them.
+"""Statistics of the embedded scenes, a contact sheet, and a detector that must fail on them.
 
-    python -m experiments.scenes --out docs
+    python -m experiments.scenes --out=docs
 
-writes docs/scenes.json and docs/scenes.png, preparing the data set under `--data_dir` first (a minute).
+writes docs/scenes.json and docs/scenes.jpg, after preparing the data set under `--data_dir` (a minute).
 
 The control is thresholding and contours with every benefit: fifteen maps of an image (grey, colour channels,
-saturation, distance from the border's colour and from the mean, local contrast, gradients), each cut by
-Otsu's threshold and by an adaptive one, in both polarities; the outlines of the pieces, as they are and
-opened and closed, become boxes scored by their area, and classes are not asked for. The best of the maps
-counts. Its AP50 must stay under 15.
+saturation, distance from the border's colour and from the mean, local contrast, gradients), each cut by Otsu's
+threshold and by an adaptive one, in both polarities. The outlines of the pieces, as they are and opened and closed,
+give boxes scored by their area; classes are ignored. The best of the maps counts. Its AP50 must stay under 15.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,20 +19,25 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from klbox_jax import cli
 from klbox_jax.data import scene_painter
 from klbox_jax.data.scenes import SPLITS, ScenesSettings, ScenesSource, prepare
+
+_OUT = flags.DEFINE_string("out", "docs", "Folder of scenes.json and scenes.jpg.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "runs/data", "Folder in which data sets are prepared.")
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def statistics(source: ScenesSource) -> dict:
-    """Returns the numbers that describe a split, as plain lists and floats."""
+    """Returns numbers that describe a split, as plain lists and floats."""
     boxes = np.concatenate([r.boxes for r in source.records])
     stds = np.concatenate([r.box_stds for r in source.records])
     classes = np.concatenate([r.classes for r in source.records])
@@ -121,8 +124,15 @@ def _average_precision_50(truth: dict, results: list[dict]) -> float:
 def control(source: ScenesSource) -> dict[str, float]:
     """Returns the AP50 of thresholding and contours for every map and threshold, and for all pooled."""
     results: dict[str, list[dict]] = {}
+
+    def add(name: str, image_id: int, boxes: set[tuple]) -> None:
+        results.setdefault(name, []).extend(
+            {"image_id": image_id, "category_id": 1, "bbox": list(box), "score": box[2] * box[3]}
+            for box in boxes
+        )
+
     for index, record in enumerate(source.records):
-        pooled = {}
+        pooled: dict[tuple, None] = {}
         for name, channel in _maps(source.load_image(index)).items():
             otsu = cv2.threshold(channel, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1]
             adaptive = cv2.adaptiveThreshold(
@@ -130,30 +140,15 @@ def control(source: ScenesSource) -> dict[str, float]:
             )
             for way, binary in (("otsu", otsu), ("adaptive", adaptive)):
                 found = {*_contour_boxes(binary), *_contour_boxes(255 - binary)}
-                for box in found:
-                    pooled[box] = pooled.get(box, 0) + 1
-                for box in found:
-                    entry = {
-                        "image_id": record.image_id,
-                        "category_id": 1,
-                        "bbox": list(box),
-                        "score": box[2] * box[3],
-                    }
-                    results.setdefault(f"{name}_{way}", []).append(entry)
-        for box in pooled:
-            entry = {
-                "image_id": record.image_id,
-                "category_id": 1,
-                "bbox": list(box),
-                "score": box[2] * box[3],
-            }
-            results.setdefault("pooled", []).append(entry)
+                pooled |= dict.fromkeys(found)
+                add(f"{name}_{way}", record.image_id, found)
+        add("pooled", record.image_id, pooled)
     truth = source.coco_ground_truth()
     return {name: round(_average_precision_50(truth, entries), 2) for name, entries in results.items()}
 
 
 def decode_milliseconds(source: ScenesSource) -> float:
-    """Returns the processor time that reading and decoding an image takes, in milliseconds."""
+    """Returns the processor time of reading and decoding an image, in milliseconds."""
     start = time.process_time()
     for index in range(len(source.records)):
         source.load_image(index)
@@ -161,7 +156,7 @@ def decode_milliseconds(source: ScenesSource) -> float:
 
 
 def contact_sheet(source: ScenesSource, path: Path, *, rows: int = 4, columns: int = 6) -> None:
-    """Writes a picture of the first scenes: boxes, and a band of one sigma to either side of each edge."""
+    """Writes a picture of the first scenes: boxes, and a band of one sigma on either side of each edge."""
     colours = dict(zip(source.class_names, ("#fff", "#ff0", "#0ff", "#f80", "#f7f", "#7f3"), strict=True))
     figure = Figure(figsize=(columns * 2.0, rows * 2.0 + 0.35))
     for index, axis in enumerate(figure.subplots(rows, columns).flat):
@@ -185,14 +180,14 @@ def contact_sheet(source: ScenesSource, path: Path, *, rows: int = 4, columns: i
     figure.subplots_adjust(left=0.003, right=0.997, top=0.997, bottom=0.045, wspace=0.02, hspace=0.02)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    with Image.open(buffer) as picture:  # a palette keeps the file small
-        picture.convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    with Image.open(buffer) as picture:  # a JPEG is smaller than a PNG with a palette
+        picture.convert("RGB").save(path, quality=85, optimize=True, progressive=True)
 
 
-def main(out: Path, data_dir: Path) -> dict:
-    """Measures, writes `scenes.json` and `scenes.png` into `out`, and returns the numbers."""
+def describe(out: Path, data_dir: Path) -> dict:
+    """Measures, writes `scenes.json` and `scenes.jpg` into `out`, and returns the numbers."""
     settings = ScenesSettings()
-    with tempfile.TemporaryDirectory() as fresh:  # timed whole, whether or not the data set is there already
+    with tempfile.TemporaryDirectory() as fresh:  # timed as a whole, even if the data set exists already
         start, start_cpu = time.perf_counter(), time.process_time()
         prepare(fresh, settings=settings)
         generation_seconds, generation_cpu = time.perf_counter() - start, time.process_time() - start_cpu
@@ -214,17 +209,14 @@ def main(out: Path, data_dir: Path) -> dict:
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "scenes.json").write_text(json.dumps(result, indent=1) + "\n")
-    contact_sheet(validation, out / "scenes.png")
+    contact_sheet(validation, out / "scenes.jpg")
     return result
 
 
+def main(_: list[str]) -> None:
+    """Writes the files and prints the numbers."""
+    print(json.dumps(describe(Path(_OUT.value), Path(_DATA_DIR.value)), indent=1))
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of scenes.json and scenes.png")
-    parser.add_argument(
-        "--data_dir", type=Path, default=Path("runs/data"), help="where data sets are prepared"
-    )
-    arguments = parser.parse_args()
-    print(json.dumps(main(arguments.out, arguments.data_dir), indent=1))
+    cli.start(main)

@@ -1,23 +1,26 @@
-"""What several seeds of the same rows say together: means, paired differences and their intervals.
+"""Results over several seeds: means, paired differences and their intervals.
 
 Two sources of chance are kept apart. The interval over seeds is Student's, of the differences between two rows of one
-seed: would another training show it? The bootstrap draws the validation images anew, the same ones for all rows and
-seeds, and averages over the seeds: would other images show it?
+seed; it estimates what another training would give. The bootstrap draws the validation images with repetition, the same
+ones for all rows and seeds, and averages over the seeds; it estimates what other images would give.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy import stats
 
+from experiments import runs
 from klbox_jax.evaluation.bootstrap import MatchedClass, average_precision_by_iou, resample_counts
-from klbox_jax.report.plots import IOU_THRESHOLDS
-from klbox_jax.report.tables import METRICS, markdown_table
+from klbox_jax.evaluation.confidence import CONFIDENCE, percentile_interval, student_interval
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, interval_text
+from klbox_jax.report.plots import IOU_THRESHOLDS, plot_ap_over_iou
+from klbox_jax.report.tables import LABELS, METRICS
 
-CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
 
 
@@ -48,6 +51,10 @@ class Difference:
         """Student's interval of the mean over seeds, low and high; None for a single seed."""
         return student_interval(self.by_seed)
 
+    def intervals(self) -> list[tuple[float, float]]:
+        """Returns the intervals that exist."""
+        return [bounds for bounds in (self.seeds, self.images) if bounds is not None]
+
     def to_dict(self) -> dict:
         """Returns everything as plain numbers."""
         return {
@@ -58,12 +65,36 @@ class Difference:
         }
 
 
-def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the interval of a mean at `CONFIDENCE`, for independent normal values; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Rows over several seeds.
+
+    Attributes:
+        means: each row once; see `mean_rows`.
+        differences: see `paired_differences`.
+    """
+
+    means: list[dict]
+    differences: list[Difference]
+
+
+def compare(
+    rows_by_seed: Sequence[Sequence[Mapping]],
+    matched: Mapping[tuple[int, str], list[MatchedClass]],
+    pairs: Sequence[tuple[str, str]],
+) -> Comparison:
+    """Returns means and differences of rows.
+
+    Args:
+        rows_by_seed: the same rows in the same order for each seed.
+        matched: by seed and name of the row, on one set of images.
+        pairs: names of a row and of its base, of each difference.
+
+    Raises:
+        ValueError: the set of images is too small for a bootstrap.
+    """
+    differences = paired_differences(rows_by_seed, resampled_metrics(matched), pairs)
+    return Comparison(means=mean_rows(rows_by_seed), differences=differences)
 
 
 def mean_rows(rows_by_seed: Sequence[Sequence[Mapping]]) -> list[dict]:
@@ -80,7 +111,7 @@ def mean_rows(rows_by_seed: Sequence[Sequence[Mapping]]) -> list[dict]:
     for same in zip(*rows_by_seed, strict=True):
         values = {metric: [row[metric] for row in same] for metric in METRICS}
         result.append(
-            {key: same[0][key] for key in ("name", "loss", "suppression", "voting")}
+            {key: same[0][key] for key in LABELS}
             | {metric: float(np.mean(numbers)) for metric, numbers in values.items()}
             | {
                 "std": {
@@ -126,7 +157,7 @@ def metrics_of_curve(curve: Float[ndarray, " 10"]) -> Float[ndarray, " metrics"]
     return np.array([curve.mean() if metric == "AP" else at[metric] for metric in METRICS])
 
 
-def differences(
+def paired_differences(
     rows_by_seed: Sequence[Sequence[Mapping]],
     resampled: Mapping[tuple[int, str], Float[ndarray, "S metrics"]],
     pairs: Sequence[tuple[str, str]],
@@ -134,78 +165,83 @@ def differences(
     """Returns the differences of the named pairs (row, base), one for each metric.
 
     Args:
-        rows_by_seed: as in `mean_rows`, each row with its `seed`.
+        rows_by_seed: see `mean_rows`; each row with its `seed`.
         resampled: from `resampled_metrics`.
         pairs: names of rows.
     """
     found = []
     by_name = [{row["name"]: row for row in rows} for rows in rows_by_seed]
-    tails = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
     for row, base in pairs:
         draws = np.mean(
             [resampled[rows[row]["seed"], row] - resampled[rows[base]["seed"], base] for rows in by_name],
             axis=0,
         )
         for i, metric in enumerate(METRICS):
-            low, high = np.percentile(draws[:, i], tails)
-            found.append(
-                Difference(
-                    row=row,
-                    base=base,
-                    metric=metric,
-                    by_seed=tuple(rows[row][metric] - rows[base][metric] for rows in by_name),
-                    images=(float(low), float(high)),
-                )
-            )
+            by_seed = tuple(rows[row][metric] - rows[base][metric] for rows in by_name)
+            found.append(Difference(row, base, metric, by_seed, percentile_interval(draws[:, i])))
     return found
 
 
-def interval_text(bounds: tuple[float, float] | None) -> str:
-    """Returns an interval as the tables print it."""
-    return "-" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+def mean_and_std(metric: str) -> Column:
+    """Returns a column with the mean of a metric and, over several seeds, its standard deviation."""
 
-
-def markdown(rows: Sequence[Mapping], found: Sequence[Difference], *, meta: Mapping[str, object]) -> str:
-    """Returns the table of means and that of the differences, and what their intervals mean."""
-
-    def cell(row: Mapping, metric: str) -> str:
+    def cell(row: Mapping) -> str:
         std = row["std"][metric]
         return f"{row[metric]:.1f}" if std is None else f"{row[metric]:.1f} ± {std:.1f}"
 
-    def above(one: Difference) -> str:
-        bounds = [one.images] if one.seeds is None else [one.images, one.seeds]
-        return "yes" if all(low > 0 for low, _ in bounds) else "no"
+    return Column(metric, cell)
 
-    seeds = rows[0]["seeds"]
-    parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
+
+def markdown(compared: Comparison, *, meta: Mapping[str, object]) -> str:
+    """Returns the table of means, that of the differences, and a note on their intervals."""
+
+    def above(one: Difference) -> str:
+        return "yes" if all(low > 0 for low, _ in one.intervals()) else "no"
+
+    seeds = compared.means[0]["seeds"]
+    difference_columns = (
+        Column("difference", lambda one: f"{one.row} - {one.base}"),
+        Column("metric", lambda one: one.metric, is_text=True),
+        Column("mean", lambda one: f"{one.mean:+.2f}"),
+        Column("over seeds", lambda one: interval_text(one.seeds), is_text=True),
+        Column("over images", lambda one: interval_text(one.images), is_text=True),
+        Column("both above 0", above, is_text=True),
+    )
+    return columns.page(
+        columns.listing(meta),
         f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}, in per cent:",
-        markdown_table(
-            ("name", "loss", "suppression", "voting", *METRICS),
-            [
-                [row[key] for key in ("name", "loss", "suppression", "voting")]
-                + [cell(row, metric) for metric in METRICS]
-                for row in rows
-            ],
-            text_columns=("loss", "suppression", "voting"),
-        ),
+        columns.table([*map(columns.text, LABELS), *map(mean_and_std, METRICS)], compared.means),
         f"Differences in points, paired by seed, with {100 * CONFIDENCE:.0f} % intervals:",
-        markdown_table(
-            ("difference", "metric", "mean", "over seeds", "over images", "both above 0"),
-            [
-                [
-                    f"{one.row} - {one.base}",
-                    one.metric,
-                    f"{one.mean:+.2f}",
-                    interval_text(one.seeds),
-                    interval_text(one.images),
-                    above(one),
-                ]
-                for one in found
-            ],
-            text_columns=("metric", "over seeds", "over images", "both above 0"),
-        ),
+        columns.table(difference_columns, compared.differences),
         f"Over seeds: Student's interval of the mean of {len(seeds)} paired differences. Over images: percentiles of "
         f"{NUM_RESAMPLES} draws of the images with repetition, the same for both rows and all seeds.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
+
+
+def write(
+    compared: Comparison,
+    folder: pathlib.Path,
+    *,
+    meta: Mapping[str, object],
+    title: str,
+    name: str = "table",
+    further: Mapping[str, object] | None = None,
+    appendix: str = "",
+) -> str:
+    """Writes NAME.json, NAME.md and the plot of AP over IoU, and returns the text of NAME.md.
+
+    Args:
+        compared: the rows.
+        folder: of the files.
+        meta: facts that all rows share.
+        title: of the plot.
+        name: of the first two files.
+        further: entries of the JSON file besides `rows`, `differences` and `meta`.
+        appendix: text after the tables.
+    """
+    text = markdown(compared, meta=meta) + (f"\n{appendix}" if appendix else "")
+    differences = [one.to_dict() for one in compared.differences]
+    result = {"rows": compared.means, "differences": differences, **(further or {}), **meta}
+    runs.write_result(folder, result, text, name=name)
+    plot_ap_over_iou(compared.means, folder / "ap_over_iou.png", title=title)
+    return text

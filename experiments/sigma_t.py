@@ -1,33 +1,33 @@
-"""The figure of He et al. 2019 on sigma_t: what the width of voting's IoU weight does to AP at each IoU.
+"""The sigma_t figure of He et al. 2019: AP at each IoU over the width of voting's IoU weight.
 
     python -m experiments.sigma_t --preset=mini
     python -m experiments.sigma_t --preset=mini --run_workdir=runs/table1_mini/kl
     python -m experiments.sigma_t --preset=full --data_root=COCO_FOLDER --init_weights=R-50.pkl
 
 One network with KL Loss under hard NMS, without voting and with variance voting under each sigma_t, all from one
-forward pass. The network is that of Table 5 (`experiments/networks.py`), trained where it is missing, or any
-finished run with variances that `--run_workdir` names; what is evaluated already is not evaluated again.
+forward pass. The network is that of Table 5 (`experiments/networks.py`), trained where it is missing, or any finished
+run with variances that `--run_workdir` names. Finished evaluations are skipped.
 
     table.md, table.json      the metrics at every sigma_t
     sigma_t.png               the same as curves
 
-The paper's curves are not known in numbers; as remembered, AP50 hardly moves, and 0.02, between a usable 0.005 and
-0.05, is what it takes throughout.
+The paper's curves are not known in numbers; from memory, AP50 hardly moves, 0.005 to 0.05 are usable, and the paper
+uses 0.02 throughout.
 """
 
 import pathlib
-from collections.abc import Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from experiments import networks, runs
 from experiments.networks import Network
-from experiments.rows import Row
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
-from klbox_jax.files import read_json, write_atomically, write_json
+from experiments.runs import Row
+from klbox_jax import cli
+from klbox_jax.files import read_json
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, number
 from klbox_jax.report.plots import plot_ap_over_sigma_t
-from klbox_jax.report.tables import markdown_table
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.workdir import Workdir
 
@@ -57,7 +57,7 @@ def finished_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         )
 
     def tuples(value):
-        # A config has tuples, which JSON knows not.
+        # A config has tuples, JSON has only lists.
         if isinstance(value, dict):
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
@@ -66,7 +66,7 @@ def finished_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def evaluate(preset: str) -> list[dict]:
-    """Returns the metrics of every row, with its `sigma_t`, doing what is not yet done."""
+    """Returns the metrics of every row, with its `sigma_t`; trains and evaluates only what is missing."""
     if _RUN_WORKDIR.value:
         workdir = pathlib.Path(_RUN_WORKDIR.value)
         config = finished_config(workdir)
@@ -80,51 +80,32 @@ def evaluate(preset: str) -> list[dict]:
     ]
 
 
-def write_results(rows: Sequence[dict], workdir: pathlib.Path, *, meta: dict[str, object]) -> None:
-    """Writes table.md, table.json and sigma_t.png."""
-
-    def cells(row: dict) -> list[str]:
-        head = "no voting" if row["sigma_t"] is None else f"{row['sigma_t']:g}"
-        return [head, *("-" if row[key] is None else f"{row[key]:.2f}" for key in METRICS)]
-
-    parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
-        "Average precision in per cent, variance voting under hard NMS:",
-        markdown_table(("sigma_t", *METRICS), [cells(row) for row in rows]),
-        f"The paper takes {PAPER_SIGMA_T:g} (from memory), the code of its authors 0.01 (read).",
-    ]
-    write_json(workdir / "table.json", {"rows": list(rows), **meta})
-    write_atomically(workdir / "table.md", "\n\n".join(parts) + "\n")
-    plot_ap_over_sigma_t(
-        rows,
-        workdir / "sigma_t.png",
-        metrics=CURVES,
-        title=f"Voting's sigma_t, {meta['data']}, seed {rows[0]['seed']}",
-        paper=PAPER_SIGMA_T,
-    )
-
-
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Evaluates what is missing, then writes the table and the figure."""
-    del argv
     preset, workdir = runs.check_preset("sigma_t", *FAMILIES), runs.workdir("sigma_t")
     if runs.DRY_RUN.value:
         trained = [] if _RUN_WORKDIR.value else [Network(FAMILIES[preset], "kl")]
         print(networks.plan("sigma_t", trained))
         return
     rows = evaluate(preset)
-    meta = {
-        "preset": preset,
-        "data": rows[0]["data"],
-        "data_fingerprint": rows[0]["data_fingerprint"],
-        "steps": rows[0]["steps"],
-        "seed": rows[0]["seed"],
-        "machine": runs.machine(),
-    }
-    write_results(rows, workdir, meta=meta)
-    print((workdir / "table.md").read_text())
+    meta = runs.meta_of(rows[0]) | {"steps": rows[0]["steps"], "seed": rows[0]["seed"]}
+    head = Column("sigma_t", lambda row: "no voting" if row["sigma_t"] is None else f"{row['sigma_t']:g}")
+    text = columns.page(
+        columns.listing(meta),
+        "Average precision in per cent, variance voting under hard NMS:",
+        columns.table([head, *(number(metric, ".2f") for metric in METRICS)], rows),
+        f"The paper takes {PAPER_SIGMA_T:g} (from memory), the code of its authors 0.01 (read).",
+    )
+    runs.write_result(workdir, {"rows": rows, **meta}, text)
+    plot_ap_over_sigma_t(
+        rows,
+        workdir / "sigma_t.png",
+        metrics=CURVES,
+        title=f"Voting's sigma_t, {meta['data']}, seed {meta['seed']}",
+        paper=PAPER_SIGMA_T,
+    )
+    print(text)
 
 
 if __name__ == "__main__":
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

@@ -1,39 +1,38 @@
-"""Table 1 of He et al. 2019: what KL Loss, soft-NMS and variance voting each add.
+"""Table 1 of He et al. 2019: the gains of KL Loss, soft-NMS and variance voting.
 
     python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
     python -m experiments.table1 --preset=mini --seeds=5 --workdir=runs/table1_mini_seeds
     python -m experiments.table1 --preset=blood_cells --seeds=5 --data_root=COCO_FOLDER --init_weights=MOBILENET_V2.pth
     python -m experiments.table1 --preset=full --data_root=COCO_FOLDER --init_weights=VGG16.pth
 
-Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss,
-make six rows: each network's raw predictions are post-processed under every setting from one forward pass.
-What is finished is skipped, what was interrupted goes on. The workdir then holds
+Two trainings of equal schedule, coder, normalizer and data order, one with smooth-L1 and one with KL Loss, make six
+rows: each network's raw predictions are post-processed under every setting from one forward pass. Finished work is
+skipped, interrupted work is resumed. The workdir then holds
 
-    table.md, table.json      the six rows, the paper's numbers beside them
+    table.md, table.json      the six rows, with the paper's numbers
     ap_over_iou.png           AP of each row at each IoU threshold, and the gain over the baseline
-    detections.jpg            detections of the full row, their edges drawn with their sigma bands
+    detections.jpg            detections of the full row, with the sigma bands of their edges
     smooth_l1/, kl/           the two runs: checkpoints, metrics, detections of every row
 
-With several seeds each has such a folder, `seed0/`, `seed1/`, ..., and above them stand
+With several seeds there is such a folder for each, `seed0/`, `seed1/`, ..., and the workdir itself holds
 
     table.md, table.json      means, and paired differences with their intervals (`experiments/seeds.py`)
     ap_over_iou.png           the means
 
-written anew whenever a seed is finished.
+which are written again whenever a seed is finished.
 """
 
 import pathlib
 import time
 from collections.abc import Mapping
 
-from absl import app, flags
+from absl import flags
 
 from experiments import runs, seeds
-from experiments.rows import BASELINE, KL, KL_SOFT_NMS, KL_VOTING, KL_VOTING_SOFT_NMS, SOFT_NMS, Row
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
-from klbox_jax.data.source import Source
+from experiments.runs import BASELINE, KL, KL_SOFT_NMS, KL_VOTING, KL_VOTING_SOFT_NMS, SOFT_NMS, Row
+from klbox_jax import cli
 from klbox_jax.evaluation.bootstrap import match_classes
-from klbox_jax.files import read_json, write_atomically, write_json
+from klbox_jax.files import read_json
 from klbox_jax.report import tables
 from klbox_jax.report.pictures import contact_sheet, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
@@ -47,16 +46,17 @@ _NOISE_SCALE = flags.DEFINE_float(
 
 ROWS = (BASELINE, SOFT_NMS, KL, KL_VOTING, KL_SOFT_NMS, KL_VOTING_SOFT_NMS)
 LOSSES = ("smooth_l1", "kl")
-# What the seeds are asked: each row over the baseline, and what voting adds to KL Loss.
+# Differences over seeds: each row over the baseline, and voting over KL Loss.
 PAIRS = (
     *((row.name, ROWS[0].name) for row in ROWS[1:]),
     ("kl_voting", "kl"),
     ("kl_voting_soft_nms", "kl_soft_nms"),
 )
+NUM_PICTURES = 12
 
 
 def overrides(seed: int) -> dict[str, object]:
-    """Returns the config fields that the seed and the flags set, beside the loss."""
+    """Returns the config fields that the seed and the flags set; the loss is not one of them."""
     fields = {"seed": seed, **runs.preset_fields(), **runs.schedule_fields()}
     if runs.PRESET.value == "mini":
         fields["data.noise_scale"] = _NOISE_SCALE.value
@@ -68,69 +68,49 @@ def rows_of(loss: str) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if row.loss == loss)
 
 
-def draw_examples(
-    config, workdir: pathlib.Path, rows: list[dict], path: pathlib.Path, *, count: int = 12
-) -> None:
-    """Draws the full row's detections on some images, with true boxes dashed and sigma bands on every edge."""
-    source = Job(config=config, workdir=Workdir(workdir)).eval_source
-    step = next(row["steps"] for row in rows if row["name"] == ROWS[-1].name)
-    results = read_json(workdir / "eval" / str(step) / ROWS[-1].name / "detections.json")
-    pictures = draw_samples(source, results, count=count)
-    save_picture(path, contact_sheet(list(pictures.values()), columns=4))
+def detections_of(network: pathlib.Path, row: Mapping) -> list[dict]:
+    """Returns the detections of a row of the network in a folder.
 
-
-def write_table(rows: list[dict], workdir: pathlib.Path, *, meta: dict[str, object]) -> None:
-    """Writes table.md, table.json and the plot of AP over IoU."""
-    write_json(workdir / "table.json", {"rows": rows, **meta})
-    text = tables.table1_markdown(rows, meta=meta, comparable=meta["preset"] == "full")
-    write_atomically(workdir / "table.md", text)
-    plot_ap_over_iou(
-        rows, workdir / "ap_over_iou.png", title=f"Table 1, {meta['data']}, seed {rows[0]['seed']}"
-    )
+    Args:
+        network: workdir of the network.
+        row: an entry of the table, with its `name` and `steps`.
+    """
+    return read_json(network / "eval" / str(row["steps"]) / row["name"] / "detections.json")
 
 
 def run_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
-    """Returns the six rows of one seed, doing what is not yet done, and writes its table and pictures."""
-    path, fields = runs.CONFIGS[runs.PRESET.value], overrides(seed)
-    configs = {loss: runs.load_config(path, f"loss={loss}", fields) for loss in LOSSES}
+    """Returns the six rows of one seed; does what is missing, and writes the seed's table and pictures."""
+    configs = {loss: runs.preset_config(f"loss={loss}", overrides(seed)) for loss in LOSSES}
     rows = [
         row
         for loss in LOSSES
         for row in runs.train_and_evaluate(configs[loss], workdir / loss, rows_of(loss))
     ]
     source = Job(config=configs["kl"], workdir=Workdir(workdir / "kl")).eval_source
-    write_table(rows, workdir, meta=meta_of(source))
-    draw_examples(configs["kl"], workdir / "kl", rows, workdir / "detections.jpg")
+    meta = runs.meta_of_source(source)
+    text = tables.table1_markdown(rows, meta=meta, comparable=meta["preset"] == "full")
+    runs.write_result(workdir, {"rows": rows, **meta}, text)
+    plot_ap_over_iou(rows, workdir / "ap_over_iou.png", title=f"Table 1, {source.name}, seed {seed}")
+    full = next(row for row in rows if row["name"] == ROWS[-1].name)
+    pictures = draw_samples(source, detections_of(workdir / "kl", full), count=NUM_PICTURES)
+    save_picture(workdir / "detections.jpg", contact_sheet(list(pictures.values()), columns=4))
     return rows
 
 
-def meta_of(source: Source) -> dict[str, object]:
-    """Returns what all rows share."""
-    return {
-        "preset": runs.PRESET.value,
-        "data": source.name,
-        "data_fingerprint": source.fingerprint,
-        "machine": runs.machine(),
-    }
-
-
 def write_seeds(rows_by_seed: list[list[dict]], workdir: pathlib.Path) -> None:
-    """Writes what the seeds that are finished say together."""
-    config = runs.load_config(runs.CONFIGS[runs.PRESET.value], "loss=kl", overrides(runs.SEED.value))
-    source = Job(config=config, workdir=Workdir(workdir)).eval_source
+    """Writes the means of the finished seeds and their differences."""
+    source = Job(
+        config=runs.preset_config("loss=kl", overrides(runs.SEED.value)), workdir=Workdir(workdir)
+    ).eval_source
     truth = source.coco_ground_truth()
-    matched = {}
-    for row in (row for rows in rows_by_seed for row in rows):
-        matched[row["seed"], row["name"]] = match_classes(truth, read_detections(row, workdir))
-    means = seeds.mean_rows(rows_by_seed)
-    found = seeds.differences(rows_by_seed, seeds.resampled_metrics(matched), PAIRS)
-    meta = meta_of(source)
-    write_json(
-        workdir / "table.json", {"rows": means, "differences": [one.to_dict() for one in found], **meta}
-    )
-    write_atomically(workdir / "table.md", seeds.markdown(means, found, meta=meta))
+    matched = {
+        (row["seed"], row["name"]): match_classes(truth, read_detections(row, workdir))
+        for rows in rows_by_seed
+        for row in rows
+    }
+    compared = seeds.compare(rows_by_seed, matched, PAIRS)
     title = f"Table 1, {source.name}, mean of {len(rows_by_seed)} seeds"
-    plot_ap_over_iou(means, workdir / "ap_over_iou.png", title=title)
+    seeds.write(compared, workdir, meta=runs.meta_of_source(source), title=title)
 
 
 def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
@@ -140,13 +120,11 @@ def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
 
 def read_detections(row: Mapping, workdir: pathlib.Path) -> list[dict]:
     """Returns the detections of a row of one of several seeds."""
-    network = seed_folder(workdir, row["seed"]) / row["loss"]
-    return read_json(network / "eval" / str(row["steps"]) / row["name"] / "detections.json")
+    return detections_of(seed_folder(workdir, row["seed"]) / row["loss"], row)
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs what is missing of the table, then writes it."""
-    del argv
     started = time.perf_counter()
     chosen = range(runs.SEED.value, runs.SEED.value + runs.SEEDS.value)
     workdir = runs.workdir("table1") if len(chosen) == 1 else runs.workdir("table1", "seeds")
@@ -163,24 +141,8 @@ def main(argv: list[str]) -> None:
         if len(folders) > 1:
             write_seeds(finished, workdir)
     print((workdir / "table.md").read_text())
-    print(f"{time.perf_counter() - started:.0f} seconds. Everything lies in {workdir}:")
-    files = [
-        ("table.md", "the table"),
-        ("table.json", "the same for programs"),
-        ("ap_over_iou.png", "AP over IoU"),
-    ]
-    files += (
-        [
-            ("detections.jpg", "detections with sigma bands"),
-            ("smooth_l1/, kl/", "checkpoints, metrics.jsonl, TensorBoard files, detections of every row"),
-        ]
-        if len(folders) == 1
-        else [("/, ".join(folder.name for folder in folders.values()) + "/", "the same of each seed")]
-    )
-    for name, what in files:
-        print(f"  {name:18} {what}")
+    print(f"{time.perf_counter() - started:.0f} seconds. Everything is in {workdir}.")
 
 
 if __name__ == "__main__":
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

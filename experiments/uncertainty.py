@@ -1,12 +1,12 @@
-"""What the stds are worth: coverage, likelihood and order, before and after calibration, on images kept apart.
+"""Scores of the stds: coverage, likelihood and order, before and after calibration, on images kept apart.
 
     python -m experiments.uncertainty --preset=mini
     python -m experiments.uncertainty --preset=mini --networks_dir=runs/table1_mini
 
 Three networks of equal schedule, with smooth-L1, with KL Loss and with an IoU head (those of Table 5,
 `experiments/networks.py`), trained where they are missing. A temperature is fitted to the KL network's stds under each
-post-processing on the calibration split; everything that is reported is measured on the test split, of which neither
-training nor calibration has seen an image. What is evaluated already is not evaluated again. The workdir then holds
+post-processing on the calibration split; everything that is reported is measured on the test split, whose images are
+used neither in training nor in calibration. Finished evaluations are skipped. The workdir then holds
 
     table.md, table.json      the scores
     reliability.png           the calibration curve of each edge, before and after
@@ -20,12 +20,11 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
-from absl import app
 
 from experiments import networks, runs
 from experiments.networks import Network
-from experiments.rows import BASELINE, KL, Row
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from experiments.runs import BASELINE, KL, Row
+from klbox_jax import cli
 from klbox_jax.data.scenes import ScenesSource
 from klbox_jax.evaluation.calibration_error import LEVELS
 from klbox_jax.evaluation.hidden_edge_stds import EdgePairs, pair_edges
@@ -33,10 +32,12 @@ from klbox_jax.evaluation.matching import match_detections
 from klbox_jax.evaluation.score_iou_correlation import localization_confidences
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
-from klbox_jax.files import read_json, write_atomically, write_json
+from klbox_jax.files import read_json
 from klbox_jax.main import run
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, format_number, number
 from klbox_jax.report.plots import Scatter, plot_reliability, plot_scatters
-from klbox_jax.report.tables import markdown_table
+from klbox_jax.report.tables import LABELS
 from klbox_jax.serving.calibrate import fit_temperatures
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -53,39 +54,65 @@ ROWS = (
     Row("iou_net", "iou_net", "hard", "none"),
 )
 LOSSES = ("smooth_l1", "kl", "iou_net")
-# The row that the figures show.
+# The row in the figures.
 SHOWN = "kl_full"
-# An edge is hidden from this share of its outermost strip on, and blurred from so many pixels on if it is not hidden;
-# a clear edge is below both of the last.
+# An edge is hidden if at least this share of its outermost strip is, and blurred if it is not hidden and its blur is at
+# least this number of pixels; a clear edge is below both of the last two.
 HIDDEN, BLURRED = 0.5, 2.0
 CLEAR_HIDDEN, CLEAR_BLUR = 0.05, 1.0
 
-SCORES = (
-    ("NLL", "NLL", ".3f"),
-    ("coverage_1sigma", "1 std", ".3f"),
-    ("coverage_2sigma", "2 std", ".3f"),
-    ("coverage_3sigma", "3 std", ".3f"),
-    ("ENCE", "ENCE", ".3f"),
-    ("AUSE", "AUSE", ".3f"),
-    ("energy_score", "energy score", ".3f"),
-    ("sharpness", "mean std", ".2f"),
+# Columns of the tables, each of the record of one row.
+PRECISION = (
+    *map(columns.text, LABELS),
+    *(number(key, ".1f") for key in ("AP", "AP50", "AP90")),
+    *(number("LRP/oLRP", ".1f", "oLRP"), number("PDQ/PDQ", ".1f", "PDQ")),
+    number("agreement/score", ".3f", "score, IoU"),
+    number("agreement/relative_std", ".3f", "std, IoU"),
+    number("agreement/predicted_iou", ".3f", "predicted IoU, IoU"),
 )
-TRUE_STD = (
-    ("spearman_relative", "std/side", ".3f"),
-    ("spearman_relative_of_size", "of size", ".3f"),
-    ("spearman", "std", ".3f"),
-    ("spearman_of_size", "of size, pixels", ".3f"),
-    ("worst_edge", "worst edge", ".3f"),
-    ("num_worst_edge", "boxes with one", "d"),
-    ("median_ratio", "median ratio", ".2f"),
+SCORES = (
+    columns.text("name"),
+    columns.text("stds"),
+    number("NLL", ".3f"),
+    *(number(f"coverage_{n}sigma", ".3f", f"{n} std") for n in (1, 2, 3)),
+    *(number(key, ".3f") for key in ("ENCE", "AUSE")),
+    number("energy_score", ".3f", "energy score"),
+    number("sharpness", ".2f", "mean std"),
+    number("calibration/ECE", ".3f", "ECE"),
+)
+ORDER = (
+    columns.text("name"),
+    number("spearman_relative", ".3f", "std/side"),
+    number("spearman_relative_of_size", ".3f", "of size"),
+    number("spearman", ".3f", "std"),
+    number("spearman_of_size", ".3f", "of size, pixels"),
+    number("worst_edge", ".3f", "worst edge"),
+    number("num_worst_edge", "d", "boxes with one"),
+    number("median_ratio", ".2f", "median ratio"),
+)
+TEMPERATURES = (
+    columns.text("name"),
+    columns.text("method"),
+    *(
+        Column(edge, lambda row, i=i: f"{row['factors'][i]:.3f}")
+        for i, edge in enumerate(("x1", "y1", "x2", "y2"))
+    ),
 )
 PARTS = (
-    ("num", "detections", "d"),
-    ("RMSE", "RMSE", ".2f"),
-    ("NLL", "NLL", ".3f"),
-    ("entropy", "entropy", ".3f"),
-    ("energy_score", "energy score", ".3f"),
-    ("spread", "spread", ".2f"),
+    columns.text("name"),
+    columns.text("part", "detections that are"),
+    number("num", "d", "detections"),
+    number("RMSE", ".2f"),
+    *(number(key, ".3f") for key in ("NLL", "entropy")),
+    number("energy_score", ".3f", "energy score"),
+    number("spread", ".2f"),
+)
+UNCLEAR = (
+    columns.text("edges"),
+    number("num", "d", "boxes"),
+    number("share_larger", ".3f", "share larger"),
+    number("median_ratio", ".2f", "median ratio"),
+    number("true_median_ratio", ".2f", "true ratio"),
 )
 
 
@@ -97,11 +124,11 @@ def config_of(network: Network) -> ml_collections.ConfigDict:
 
 
 def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
-    """Returns the entries of a network's rows, training and evaluating what is not yet done.
+    """Returns the table's entries for rows of a network; trains and evaluates only what is missing.
 
     Each has the row's labels, AP, LRP and PDQ, `uncertainty` of `klbox_jax.evaluation.uncertainty`, Spearman's
-    correlations with the IoU as `agreement`, and, with variances, what was fitted as `calibration` and
-    `uncertainty_calibrated`.
+    correlations with the IoU as `agreement`, and, with variances, the fitted temperatures as `calibration` and the
+    scores after them as `uncertainty_calibrated`.
     """
     run(network.config(), str(network.workdir), "train")
     config = config_of(network)
@@ -173,7 +200,7 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
                 ys=found.ious,
                 x_label=label,
                 y_label="IoU with the exact box",
-                title=f"{name}: Spearman {_cell(by_name[name]['agreement'][key], '.3f')}",
+                title=f"{name}: Spearman {format_number(by_name[name]['agreement'][key], '.3f')}",
             )
         )
     plot_scatters(panels, workdir / "agreement.png", title=f"Matched detections, {title}")
@@ -186,7 +213,8 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
             ys=found.other,
             x_label="std of the clear edges of the box, pixels",
             y_label=f"std of its {kind} edges, pixels",
-            title=f"{kind}: larger in {_cell(summary[kind]['share_larger'], '.0%')} of {summary[kind]['num']} boxes",
+            title=f"{kind}: larger in {format_number(summary[kind]['share_larger'], '.0%')} of "
+            f"{summary[kind]['num']} boxes",
             is_ratio=True,
         )
         for kind, found in pairs.items()
@@ -195,113 +223,76 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
     return summary
 
 
-def _cell(value: float | int | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def table_markdown(
     rows: Sequence[Mapping], edges: Mapping[str, Mapping], *, meta: Mapping[str, object]
 ) -> str:
-    """Returns the tables: precision, the stds before and after, their order, what they are of, the unclear edges."""
-
-    def cells(scores: Mapping, columns: Sequence[tuple[str, str, str]]) -> list[str]:
-        return [_cell(scores.get(key), form) for key, _, form in columns]
-
-    def headings(columns: Sequence[tuple[str, str, str]]) -> list[str]:
-        return [heading for _, heading, _ in columns]
-
+    """Returns the tables: precision, stds before and after, their order, temperatures, kinds of detections, edges."""
     learnt = [row for row in rows if "calibration" in row]
-    precision = [
-        [row["name"], row["loss"], row["suppression"], row["voting"]]
-        + [_cell(row[key], ".1f") for key in ("AP", "AP50", "AP90")]
-        + [_cell(row["LRP"]["oLRP"], ".1f"), _cell(row["PDQ"]["PDQ"], ".1f")]
-        + [_cell(row["agreement"][key], ".3f") for key in ("score", "relative_std", "predicted_iou")]
-        for row in rows
-    ]
-    stds = [
-        [row["name"], name, *cells(row[key], SCORES), _cell(row[key]["calibration"]["ECE"], ".3f")]
-        for row in learnt
-        for name, key in (("raw", "uncertainty"), ("calibrated", "uncertainty_calibrated"))
-    ]
-    order = [
-        [row["name"], *cells(row["uncertainty"]["true_std"], TRUE_STD)]
-        for row in learnt
-        if row["uncertainty"]["true_std"]
-    ]
-    temperatures = [
-        [row["name"], method, *(f"{factor:.3f}" for factor in row["calibration"]["factors"][method])]
-        for row in learnt
-        for method in row["calibration"]["factors"]
-    ]
-    partition = [
-        [row["name"], part, *cells(scores | {"num": scores.get("num", scores.get("num_matched"))}, PARTS)]
-        for row in learnt
-        for part, scores in (
-            ("true positives", row["uncertainty"]),
-            *(
-                (name.replace("_", " "), row["uncertainty"][name])
-                for name in ("duplicates", "localization_errors")
-            ),
-            ("false positives", row["uncertainty"]["false_positives"]),
-        )
-    ]
-    unclear = [
-        [
-            kind,
-            *(_cell(found[key], form) for key, form in zip(found, ("d", ".3f", ".2f", ".2f"), strict=True)),
-        ]
-        for kind, found in edges.items()
-    ]
-    labels = ("loss", "suppression", "voting")
-    parts = [
-        "\n".join(f"- {key}: {value}" for key, value in meta.items()),
+    return columns.page(
+        columns.listing(meta),
         "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, of the mean std / "
         "side, and of an IoU head's prediction, with the IoU, over matched detections (best scores first, IoU 0.5 or "
         "more, any score):",
-        markdown_table(
-            (
-                "name",
-                *labels,
-                "AP",
-                "AP50",
-                "AP90",
-                "oLRP",
-                "PDQ",
-                "score, IoU",
-                "std, IoU",
-                "predicted IoU, IoU",
-            ),
-            precision,
-            text_columns=labels,
-        ),
+        columns.table(PRECISION, rows),
         "Matched detections against the labels as annotated, stds as predicted and multiplied by the temperature of "
         "their edge. NLL of an edge in nats; share of labels within 1, 2 and 3 stds, of a Gaussian .683, .954 and "
         ".997; energy score and mean std in pixels:",
-        markdown_table(("name", "stds", *headings(SCORES), "ECE"), stds, text_columns=("stds",)),
+        columns.table(SCORES, _scores(learnt)),
         "Order of the raw stds of matched detections against the true stds of the label noise: Spearman's "
         "correlation of std / side and of the std in pixels, beside what the box's size alone reaches; share of "
         "boxes with one clearly worst edge (1.5 times the next or more) whose largest std is that edge's, .25 by "
         "chance; predicted over true std:",
-        markdown_table(("name", *headings(TRUE_STD)), order),
-        "Temperature of each edge, fitted on the calibration split:",
-        markdown_table(("name", "method", "x1", "y1", "x2", "y2"), temperatures, text_columns=("method",)),
-        "Raw stds by what became of the detection; RMSE against the exact box, entropy in nats, spread in pixels:",
-        markdown_table(
-            ("name", "detections that are", *headings(PARTS)),
-            partition,
-            text_columns=("detections that are",),
+        columns.table(
+            ORDER,
+            [
+                row["uncertainty"]["true_std"] | {"name": row["name"]}
+                for row in learnt
+                if row["uncertainty"]["true_std"]
+            ],
         ),
+        "Temperature of each edge, fitted on the calibration split:",
+        columns.table(
+            TEMPERATURES,
+            [
+                {"name": row["name"], "method": method, "factors": factors}
+                for row in learnt
+                for method, factors in row["calibration"]["factors"].items()
+            ],
+        ),
+        "Raw stds by the kind of detection; RMSE against the exact box, entropy in nats, spread in pixels:",
+        columns.table(PARTS, _parts(learnt)),
         f"Mean raw std of hidden (half the strip or more) and of blurred (2 pixels or more) edges of {SHOWN} against "
         "that of the clear edges of the same box:",
-        markdown_table(("edges", "boxes", "share larger", "median ratio", "true ratio"), unclear),
-    ]
-    return "\n\n".join(parts) + "\n"
+        columns.table(UNCLEAR, [{"edges": kind} | found for kind, found in edges.items()]),
+    )
 
 
-def main(argv: list[str]) -> None:
+def _scores(rows: Sequence[Mapping]) -> list[dict]:
+    """Scores of the stds of each row, as predicted and calibrated."""
+    kinds = {"raw": "uncertainty", "calibrated": "uncertainty_calibrated"}
+    return [row[key] | {"name": row["name"], "stds": stds} for row in rows for stds, key in kinds.items()]
+
+
+def _parts(rows: Sequence[Mapping]) -> list[dict]:
+    """Scores of the raw stds of each row, by the kind of detection."""
+    found = []
+    for row in rows:
+        scores = row["uncertainty"]
+        kinds = {
+            "true positives": scores,
+            **{kind.replace("_", " "): scores[kind] for kind in ("duplicates", "localization_errors")},
+            "false positives": scores["false_positives"],
+        }
+        for part, of_part in kinds.items():
+            num = of_part.get("num", of_part.get("num_matched"))
+            found.append(of_part | {"name": row["name"], "part": part, "num": num})
+    return found
+
+
+def main(_: list[str]) -> None:
     """Trains, calibrates and evaluates what is missing, then writes the tables and figures."""
-    del argv
-    preset, workdir = runs.check_preset("uncertainty", "mini"), runs.workdir("uncertainty")
+    workdir = runs.workdir("uncertainty")
+    runs.check_preset("uncertainty", "mini")
     wanted = {loss: Network("one_level", loss) for loss in LOSSES}
     if runs.DRY_RUN.value:
         print(networks.plan("uncertainty", list(wanted.values())))
@@ -314,24 +305,19 @@ def main(argv: list[str]) -> None:
     kl = wanted["kl"]
     source = Job(config=config_of(kl), workdir=Workdir(kl.workdir)).eval_source
     shown = next(row for row in rows if row["name"] == SHOWN)
-    meta = {
-        "preset": preset,
-        "data": source.name,
-        "data_fingerprint": source.fingerprint,
+    meta = runs.meta_of_source(source) | {
         "calibrated on": shown["calibration"]["data"],
         "method": shown["calibration"]["method"],
         "seed": rows[-1]["seed"],
         "steps": rows[-1]["steps"],
-        "machine": runs.machine(),
         "networks": str(kl.workdir.parent),
     }
     workdir.mkdir(parents=True, exist_ok=True)
     edges = draw(rows, source, workdir, title=f"{source.name}, seed {meta['seed']}")
-    write_json(workdir / "table.json", {"rows": rows, "edges": edges, **meta})
-    write_atomically(workdir / "table.md", table_markdown(rows, edges, meta=meta))
-    print((workdir / "table.md").read_text())
+    text = table_markdown(rows, edges, meta=meta)
+    runs.write_result(workdir, {"rows": rows, "edges": edges, **meta}, text)
+    print(text)
 
 
 if __name__ == "__main__":
-    set_up_logging()
-    app.run(report_user_errors(main), flags_parser=parse_flags)
+    cli.start(main)

@@ -8,6 +8,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "klbox_jax").rglob("*.py"))
 BASE = {"structures", "distributed", "errors", "files", "compilation"}
 NETWORK = BASE | {"ops", "losses", "postprocess", "models"}
+# The programs next to the package, and the programs that each of them may import.
+PROGRAMS = {"experiments": set(), "benchmarks": set(), "checks": {"benchmarks"}}
 # What each part of the package may import of it, beside itself. One way only: none of these imports back.
 MAY_IMPORT = {
     "__init__": set(),
@@ -53,9 +55,17 @@ def test_imports_run_one_way(path):
     part = path.relative_to(ROOT / "klbox_jax").with_suffix("").parts[0]
     assert parts_imported(path) <= MAY_IMPORT[part] | {part}
     top_level = {name.split(".")[0] for name in imported_modules(path)}
-    assert not top_level & {"tensorflow", "torch", "tests", "configs", "experiments"}
+    assert not top_level & {"tensorflow", "torch", "tests", "configs", *PROGRAMS}
     if part == "report":
         assert not top_level & {"jax", "flax"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_import_the_package_and_few_programs(program):
+    for path in (ROOT / program).rglob("*.py"):
+        top_level = {name.split(".")[0] for name in imported_modules(path)}
+        assert not top_level & (PROGRAMS.keys() - {program} - PROGRAMS[program]), path
+        assert "tests" not in top_level
 
 
 def test_configs_import_nothing_of_the_package():

@@ -25,22 +25,6 @@ def test_metrics_of_a_curve():
     )
 
 
-def test_students_interval():
-    # Of 1, 2 and 3: mean 2, standard error 1 / sqrt(3), and the t of two degrees of freedom is 4.3027.
-    low, high = seeds.student_interval([1.0, 2.0, 3.0])
-    assert low == pytest.approx(2 - 4.3027 / np.sqrt(3), abs=1e-4)
-    assert high == pytest.approx(2 + 4.3027 / np.sqrt(3), abs=1e-4)
-    assert seeds.student_interval([1.0]) is None
-
-
-def test_students_interval_covers_the_mean_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    covered = [
-        low <= 0 <= high for low, high in (seeds.student_interval(rng.normal(0, 3, 5)) for _ in range(2000))
-    ]
-    assert abs(np.mean(covered) - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 2000)
-
-
 def test_rows_are_averaged_over_seeds():
     (mean,) = seeds.mean_rows([[row("a", 0)], [row("a", 1, gain=2.0)]])
     assert mean["AP50"] == 71.0
@@ -82,7 +66,7 @@ def test_differences_pair_rows_of_one_seed_and_draw_the_same_images():
             matched[seed, name] = match_classes(truth, results)
         rows_by_seed.append(rows)
     resampled = seeds.resampled_metrics(matched)
-    found = {one.metric: one for one in seeds.differences(rows_by_seed, resampled, [("good", "bad")])}
+    found = {one.metric: one for one in seeds.paired_differences(rows_by_seed, resampled, [("good", "bad")])}
     for metric, one in found.items():
         gains = [rows[0][metric] - rows[1][metric] for rows in rows_by_seed]
         np.testing.assert_allclose(one.by_seed, gains)
@@ -92,7 +76,7 @@ def test_differences_pair_rows_of_one_seed_and_draw_the_same_images():
         assert one.images[0] <= one.images[1]
     assert found["AP"].images[0] > 0
     # A row less itself is nothing, on whatever images.
-    (same, *_) = seeds.differences(rows_by_seed, resampled, [("good", "good")])
+    (same, *_) = seeds.paired_differences(rows_by_seed, resampled, [("good", "good")])
     assert same.by_seed == (0.0, 0.0, 0.0)
     assert same.images == (0.0, 0.0)
     assert json.loads(json.dumps([one.to_dict() for one in found.values()]))
@@ -102,7 +86,7 @@ def test_the_table_says_what_is_above_zero():
     means = seeds.mean_rows([[row("a", s), row("b", s, gain=1.0 + s)] for s in range(2)])
     sure = seeds.Difference("b", "a", "AP", (1.0, 1.1, 1.2), (0.5, 1.5))
     unsure = seeds.Difference("b", "a", "AP90", (1.0, -1.0, 3.0), (0.5, 1.5))
-    text = seeds.markdown(means, [sure, unsure], meta={"data": "x"})
+    text = seeds.markdown(seeds.Comparison(means, [sure, unsure]), meta={"data": "x"})
     lines = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("| b - a")}
     assert lines["AP"].rstrip(" |").endswith("yes")
     assert lines["AP90"].rstrip(" |").endswith("no")

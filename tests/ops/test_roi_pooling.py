@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.flops import largest_product_bytes, saved_bytes
+from benchmarks.flops import largest_product_bytes, saved_bytes
 from klbox_jax.ops import roi_pooling
 from klbox_jax.ops.roi_pooler import assign_boxes_to_levels
 from klbox_jax.ops.roi_pooling import (

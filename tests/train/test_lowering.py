@@ -5,8 +5,8 @@ import re
 import jax
 import pytest
 
+from benchmarks.model_report import example_batch
 from configs import mask_rcnn_resnet50_fpn
-from experiments.model_report import example_batch
 from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings

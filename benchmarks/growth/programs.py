@@ -1,0 +1,92 @@
+"""The training step and the eval step of a setting: lowered, compiled, and timed."""
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.growth.settings import Setting, make_config
+from benchmarks.steps import Step, held_bytes, make_batch, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A step that is traced and lowered.
+
+    Attributes:
+        step: with its arguments.
+        lowered: of `jax.jit`.
+        seconds: of tracing and lowering.
+        digest: of its StableHLO text: programs of one digest are the same.
+    """
+
+    step: Step
+    lowered: Any
+    seconds: float
+    digest: str
+
+    def gradient_bytes(self) -> int:
+        """Returns the bytes of the parameters of a training step, all of which are trained."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.step.first.params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of a step on one machine.
+
+    Attributes:
+        seconds: of one step, the median.
+        compile_seconds: of tracing, lowering and compiling it.
+        bytes: see `held_bytes`.
+    """
+
+    seconds: float
+    compile_seconds: float
+    bytes: int
+
+
+# The base, and the setting that was compared with it and is measured next.
+@functools.lru_cache(maxsize=2)
+def lower(kind: str, setting: Setting, *, clock: Callable[[], float] = time.perf_counter) -> Program:
+    """Returns the step `train` or `eval` of a setting, over all devices of this process."""
+    batch = make_batch(setting.batch, canvas=setting.canvas, classes=setting.classes, slots=setting.gt_slots)
+    step = make_step(kind, make_config(setting), batch, classes=setting.classes)
+    # Every program begins with empty caches: otherwise the first one would pay for the parts that all share.
+    jax.clear_caches()
+    started = clock()
+    lowered = step.lower()
+    seconds = clock() - started
+    return Program(step, lowered, seconds, hashlib.sha256(lowered.as_text().encode()).hexdigest())
+
+
+@functools.cache
+def measure(kind: str, setting: Setting, *, clock: Callable[[], float], seconds: float, fewest: int) -> Cost:
+    """Compiles a step, runs it for some seconds, and returns its cost.
+
+    Args:
+        kind: `train` or `eval`.
+        setting: of the step.
+        clock: `time.perf_counter`, or `time.process_time` for the work of all cores, without that of other programs.
+        seconds: of running.
+        fewest: number of runs at least.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    program = lower(kind, setting, clock=clock)
+    started = clock()
+    compiled = program.lowered.compile()
+    compile_seconds = program.seconds + clock() - started
+    run = program.step.runner(compiled)
+    run()
+    times: list[float] = []
+    while len(times) < fewest or sum(times) < seconds:
+        started = clock()
+        run()
+        times.append(clock() - started)
+    return Cost(float(np.median(times)), compile_seconds, held_bytes(compiled))

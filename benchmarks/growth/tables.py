@@ -1,0 +1,140 @@
+"""The tables of docs/scaling.md, from the records of growth.json."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from benchmarks.growth.fit import MOST_LINEAR
+from benchmarks.speed.table import quantity
+from klbox_jax.report.columns import MISSING, Column, format_number, number, table, text
+
+QUANTITIES = {"seconds": "step", "compile_seconds": "compile", "bytes": "memory"}
+# The IoU matrix of NMS has the square of this axis.
+MATRIX_AXIS = "proposals"
+
+
+def growth_table(records: Sequence[Mapping], step: str) -> str:
+    """Returns the table of a step: the sizes of each axis, and the range and the three exponents of each cost."""
+    columns = [
+        text("label", "grows"),
+        Column("sizes", lambda record: f"{record['sizes'][0]:,} to {record['sizes'][-1]:,}"),
+    ]
+    for name, heading in QUANTITIES.items():
+        columns += [
+            Column(heading, lambda record, name=name: _range(record, name)),
+            Column(f"{heading}: all, last, beyond", lambda record, name=name: _exponents(record, name)),
+        ]
+    return table(columns, [record for record in records if record["step"] == step])
+
+
+def _range(record: Mapping, name: str) -> str:
+    if not record["enters"]:
+        return "the same"
+    first, last = record["costs"][name][0], record["costs"][name][-1]
+    if name == "bytes":
+        return f"{first / 2**20:,.1f} to {last / 2**20:,.1f} MiB"
+    return f"{quantity(first, 's')} to {quantity(last, 's')}"
+
+
+def _exponents(record: Mapping, name: str) -> str:
+    if not record["enters"]:
+        return MISSING
+    growth = record["growth"][name]
+    last = f"{growth['last_doubling']:.2f}"
+    if growth["last_doubling"] > MOST_LINEAR:
+        last = f"**{last}**"
+    return f"{growth['exponent']:.2f}, {last}, {format_number(growth['beyond_constant'], '.2f')}"
+
+
+def verdict(records: Sequence[Mapping]) -> str:
+    """Returns a paragraph on the costs that grow faster than linearly by their last doubling, and on the noise."""
+    return f"{_fast_growth(records)}\n{_scatter(records)}".rstrip()
+
+
+def _fast_growth(records: Sequence[Mapping]) -> str:
+    found = [
+        (record, name)
+        for record in records
+        if record["enters"]
+        for name in QUANTITIES
+        if record["growth"][name]["last_doubling"] > MOST_LINEAR
+    ]
+    others = [(record, name) for record, name in found if record["field"] != MATRIX_AXIS]
+    if not found:
+        return f"**Nothing grows faster than linearly**: no last doubling is above {MOST_LINEAR}."
+    if not others:
+        return (
+            "**Nothing grows faster than linearly but the IoU matrix**: the last doublings above "
+            f"{MOST_LINEAR} are those of the boxes that enter the NMS of the RPN."
+        )
+    names = "; ".join(
+        f"{record['label']}, {record['step']} step, {QUANTITIES[name]}: "
+        f"{record['growth'][name]['last_doubling']:.2f}"
+        for record, name in others
+    )
+    return f"**Last doublings above {MOST_LINEAR} besides those of the IoU matrix**: {names}."
+
+
+def _scatter(records: Sequence[Mapping]) -> str:
+    """A sentence on how well the times repeat; empty where no size took longer than the next one.
+
+    Less work in more time is not growth but other work of the machine, so it is a lower bound of the noise.
+    """
+    falls = [
+        (seconds / of_double, record)
+        for record in records
+        if record["enters"]
+        for seconds, of_double in itertools.pairwise(record["costs"]["seconds"])
+    ]
+    worst, record = max(falls, key=lambda fall: fall[0], default=(0.0, None))
+    if worst <= 1.0:
+        return ""
+    return (
+        f"Times scatter: one size took up to {worst:.1f} times as long as its double ({record['label']}, "
+        f"{record['step']} step)."
+    )
+
+
+def devices_table(records: Sequence[Mapping]) -> str:
+    """Returns a row for each step and number of devices: the bytes that one device sends and holds."""
+    columns = (
+        *(text("step"), number("devices", "d"), number("images", "d"), number("all-reduces", "d")),
+        *(number("arrays", "d"), number("bytes", ",d"), number("share", ".6f", "over the gradients'")),
+        *(number("all-gathers", "d"), number("gathered", ",.0f", "bytes of an image"), number("others", "d")),
+        *(number("in loops", "d"), Column("memory of a device", lambda record: f"{record['held']:,.1f} MiB")),
+    )
+    return table(columns, [_sent(record) for record in records])
+
+
+def _sent(record: Mapping) -> dict:
+    """Counts and bytes of the collectives of a step."""
+    once = [one for one in record["collectives"] if not one["is_repeated"]]
+    reduces, gathers = ([one for one in once if one["kind"] == kind] for kind in ("all-reduce", "all-gather"))
+    num_bytes = sum(one["bytes"] for one in reduces)
+    return {
+        **{key: record[key] for key in ("step", "devices", "images")},
+        "all-reduces": len(reduces),
+        "arrays": sum(one["arrays"] for one in reduces),
+        "bytes": num_bytes,
+        "share": num_bytes / record["gradient_bytes"] if record["step"] == "train" else None,
+        "all-gathers": len(gathers),
+        "gathered": sum(one["bytes"] for one in gathers) / record["images"],
+        "others": len(once) - len(reduces) - len(gathers),
+        "in loops": len(record["collectives"]) - len(once),
+        "held": record["held_bytes"] / 2**20,
+    }
+
+
+def extrapolation_table(records: Sequence[Mapping]) -> str:
+    """Returns a row for each chip and number of devices."""
+    milliseconds = [
+        Column(heading, lambda record, key=key: f"{1e3 * record[key]:.1f} ms")
+        for heading, key in (("arithmetic", "compute"), ("reduce", "reduce"), ("gather", "gather"))
+    ]
+    columns = (
+        *(text("chip"), number("devices", "d"), number("batch", ",d"), *milliseconds),
+        *(number("efficiency", ".0%"), number("images_per_second", ",.0f", "images/s")),
+        *(number("host_cores", ".1f", "cores a host"), number("learning_rate", ".2f", "learning rate")),
+        *(number("steps", ",d", "steps, 1x"), number("training_hours", ".2g", "hours, 1x")),
+        Column("evaluation", lambda record: f"{record['evaluation_seconds']:.2g} s"),
+    )
+    return table(columns, records)

@@ -1,0 +1,89 @@
+"""The result of every measure, as records and as a table."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.speed.measure import Measure, Values
+from klbox_jax.evaluation.confidence import ratio_interval, ratio_of_medians
+from klbox_jax.report import columns
+from klbox_jax.report.columns import Column, number, text
+
+NOTES = """Medians of runs in turn. The ratio is ours over the other side's, so less is better; its interval is a
+bootstrap over the pairs. FAIL: the ratio is above its limit. PASS: it is not. GOAL: it also reaches the goal."""
+
+
+def record(measure: Measure, values: Values) -> dict:
+    """Returns the entry of speed.json for a measure.
+
+    Raises:
+        ValueError: the ratio is not a positive finite number.
+    """
+    ratio = ratio_of_medians(values.ours, values.peer)
+    if not (np.isfinite(ratio) and ratio > 0):
+        raise ValueError(
+            f"{measure.name} has the ratio {ratio}, of {values.ours} over {values.peer}; it must be positive"
+        )
+    return {
+        "name": measure.name,
+        "against": measure.against,
+        "ours": float(np.median(values.ours)),
+        "peer": float(np.median(values.peer)),
+        "ratio": ratio,
+        "interval": list(ratio_interval(values.ours, values.peer)),
+        "must": measure.must,
+        "goal": measure.goal,
+        "unit": measure.unit,
+        "pairs": len(values.ours),
+        "mark": mark(ratio, must=measure.must, goal=measure.goal),
+    }
+
+
+def mark(ratio: float, *, must: float, goal: float) -> str:
+    """Returns FAIL, PASS or GOAL."""
+    if ratio > must:
+        return "FAIL"
+    return "GOAL" if ratio <= goal else "PASS"
+
+
+def records_table(records: Sequence[Mapping]) -> str:
+    """Returns the table of the records."""
+    table_columns = (
+        text("name", "measure"),
+        Column("ours", lambda entry: quantity(entry["ours"], entry["unit"])),
+        Column(
+            "against",
+            lambda entry: f"{quantity(entry['peer'], entry['unit'])}, {entry['against']}",
+            is_text=True,
+        ),
+        number("ratio", ".4g"),
+        Column("95 % of it", lambda entry: " to ".join(f"{end:.4g}" for end in entry["interval"])),
+        *(number("must", ".4g"), number("goal", ".4g"), number("pairs", "d"), text("mark")),
+    )
+    return columns.table(table_columns, records)
+
+
+def table_markdown(records: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
+    """Returns the table of the records, with the conditions of the measurement above it."""
+    return columns.page(columns.listing(meta), records_table(records), NOTES)
+
+
+def row_text(entry: Mapping) -> str:
+    """Returns a record as one line."""
+    ours, peer = (quantity(entry[side], entry["unit"]) for side in ("ours", "peer"))
+    low, high = entry["interval"]
+    return (
+        f"{entry['name']}: {ours} over {peer} is {entry['ratio']:.4g} ({low:.4g} to {high:.4g}), must "
+        f"{entry['must']:.4g}, goal {entry['goal']:.4g}, {entry['pairs']} pairs: {entry['mark']}"
+    )
+
+
+def quantity(value: float, unit: str) -> str:
+    """Returns a value in its unit with a prefix that suits its size."""
+    if unit == "s":
+        return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+    if unit == "bytes":
+        return f"{value / 2**30:.2f} GiB"
+    if unit == "FLOP":
+        return f"{value / 1e9:.2f} GFLOP"
+    return f"{value:.4g} {unit}"
