@@ -7,7 +7,6 @@ split before and after the rounding. `klbox_jax.serving.predictor.load` reads th
 the weights.
 """
 
-import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -74,7 +73,7 @@ def write_small_checkpoint(workdir: Workdir, output: pathlib.Path) -> dict[str, 
             "images": len(source.records),
             "fingerprint": source.fingerprint,
         },
-        "postprocess": dataclasses.asdict(predictor.settings),
+        "postprocess": predictor.settings.to_dict(),
         "metrics": scores,
         "weights": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(rounded)),

@@ -19,6 +19,7 @@ from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.best_checkpoint import best_checkpoint
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.checks import check_evaluation_config
+from klbox_jax.train.extensions import Extensions
 from klbox_jax.train.job import Job
 from klbox_jax.train.loop import train
 from klbox_jax.train.preemption import Preemption
@@ -34,6 +35,7 @@ def run(
     *,
     settings: Mapping[str, PostprocessSettings] | None = None,
     allow_config_change: bool = False,
+    extensions: Extensions | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs one mode of one config in one folder; called by the command line and by the experiments.
 
@@ -46,6 +48,7 @@ def run(
         settings: post-processings to evaluate, by name; exactly one to calibrate or to export. The default is that of
             the config, under the name "".
         allow_config_change: accept a folder whose run was started with another config.
+        extensions: losses, backbones and data sets of the user's own that the config names; None for the built-in ones.
 
     Returns:
         The metrics of each setting if the mode evaluates, otherwise an empty dictionary.
@@ -58,7 +61,8 @@ def run(
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
     use_compilation_cache()
-    job = Job(config, Workdir(workdir), trains=mode in ("train", "train_and_eval"))
+    trains = mode in ("train", "train_and_eval")
+    job = Job(config, Workdir(workdir), trains=trains, extensions=extensions or Extensions())
     settings = settings or {"": PostprocessSettings(**config.postprocess)}
     # Modules that only some modes need are imported there, so that the others start without them.
     match mode:

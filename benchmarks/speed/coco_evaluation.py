@@ -60,7 +60,7 @@ def make_results(num_images: int, *, seed: int = 0) -> tuple[dict, list[dict]]:
 
 
 def against_pycocotools(num_images: int = IMAGES) -> Sides:
-    """Returns ours with the fast back end, from results to numbers, and pycocotools as in its demo, without printing."""
+    """Returns ours with the fast back end, from results to numbers, and pycocotools as in its demo."""
     truth, results = make_results(num_images)
     fast, slow = (
         evaluate_detections(truth, results[:2000], backend=name) for name in ("hotcoco", "pycocotools")

@@ -40,8 +40,8 @@ class LossFunction:
     variance_factor: float = 1.0
 
 
-# Each is described where it is defined. A user's own loss is added in the user's file:
-# `build_model(config, num_classes=..., box_losses=BOX_LOSSES | {"mine": LossFunction(mine)})`.
+# Each is described where it is defined. A user's own loss is added in the user's file, see docs/extend.md:
+# `Extensions(box_losses=BOX_LOSSES | {"mine": LossFunction(mine)})`.
 BOX_LOSSES = {
     "smooth_l1": LossFunction(smooth_l1, has_variances=False, fields=(("beta", "smooth_l1_beta"),)),
     "l1": LossFunction(l1, has_variances=False),

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from klbox_jax.losses.box_loss import BoxLoss
+from klbox_jax.losses.box_loss import BOX_LOSSES, BoxLoss, LossFunction
 from klbox_jax.models.box_head import BoxHead
 from klbox_jax.models.box_predictor import BoxPredictor
 from klbox_jax.models.fpn import FPN
@@ -45,7 +45,7 @@ def build_model(
     num_classes: int,
     backbones: Mapping[str, type[nn.Module]] = BACKBONES,
     box_heads: Mapping[str, type[nn.Module]] = BOX_HEADS,
-    box_losses: Mapping[str, Any] | None = None,
+    box_losses: Mapping[str, LossFunction] = BOX_LOSSES,
 ) -> GeneralizedRCNN:
     """Returns the detector that `config` describes.
 
@@ -57,7 +57,7 @@ def build_model(
         num_classes: K, without the background.
         backbones: backbones by name. To use your own, pass `BACKBONES | {"mine": MyBackbone}`.
         box_heads: box heads by name.
-        box_losses: box losses by name; None for those of the package.
+        box_losses: box losses by name.
 
     Raises:
         ValueError: a field has an unknown name, or the box loss has variances and the box coder cannot code them.
@@ -111,7 +111,7 @@ def _build_roi_heads(
     *,
     num_classes: int,
     box_heads: Mapping[str, type[nn.Module]],
-    box_losses: Mapping[str, Any] | None,
+    box_losses: Mapping[str, LossFunction],
 ) -> RoIHeads:
     fields = config.roi_heads.to_dict()
     sampling = RoISampling(**_take(fields, RoISampling))
@@ -138,9 +138,9 @@ def _build_roi_heads(
     )
 
 
-def _build_box_loss(config: Any, box_losses: Mapping[str, Any] | None) -> BoxLoss:
-    table = {} if box_losses is None else {"table": box_losses}
-    return BoxLoss(name=config.box_loss, **config.box_loss_settings, **table)
+def _build_box_loss(config: Any, box_losses: Mapping[str, LossFunction]) -> BoxLoss:
+    loss = _choose(box_losses, config.box_loss, "box_loss")
+    return BoxLoss(name=config.box_loss, loss=loss, **config.box_loss_settings)
 
 
 def _build_mask_head(config: Any, dtype: DTypeLike, *, num_classes: int) -> MaskHead | None:

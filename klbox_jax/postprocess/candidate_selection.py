@@ -22,7 +22,7 @@ _MIN_SIZE = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the outputs for one image become boxes and variances.
+    """Decoder of the outputs for one image to boxes and variances.
 
     Attributes:
         image_size: true height and width inside the canvas; boxes are clipped to it.

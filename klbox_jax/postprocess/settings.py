@@ -165,6 +165,11 @@ class PostprocessSettings:
                 "each other's mirror image: set one of them to False."
             )
 
+    def to_dict(self) -> dict[str, str | float | int | bool]:
+        """Returns the fields as plain values for JSON; a user's own method as its `repr`."""
+        fields = vars(self).items()
+        return {name: repr(value) if callable(value) else value for name, value in fields}
+
     @property
     def decay(self) -> Decay:
         """The factor on overlapping boxes' scores that greedy suppression applies.

@@ -93,7 +93,7 @@ def fit_temperatures(
             "seed": job.config.seed,
             "data": source.name,
             "data_fingerprint": source.fingerprint,
-            "postprocess": vars(settings[name]),
+            "postprocess": settings[name].to_dict(),
             "versions": current_versions(),
         }
         if found[name]["num_matched"] < ENOUGH_BOXES:

@@ -13,7 +13,6 @@ jax guarantees that its later versions read an exported program for at least six
 keeping, the programs for using now.
 """
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -87,8 +86,8 @@ def export(
     """
     fields = job.config.export
     _check_fields(fields)
-    predictor = load(job.workdir.path, step=step, settings=settings)
-    check_same_detector(job.config, predictor)
+    predictor = load(job.workdir.path, step=step, settings=settings, extensions=job.extensions)
+    check_same_detector(job, predictor)
     default = job.workdir.path / "export" / str("shipped" if predictor.step is None else predictor.step)
     folder = pathlib.Path(output or fields.output or default)
     try:
@@ -203,7 +202,7 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         },
         "pixels": PIXELS,
         "inputs": INPUTS,
-        "postprocess": dataclasses.asdict(predictor.settings),
+        "postprocess": predictor.settings.to_dict(),
         # The temperature of a calibration; the programs multiply the stds by it.
         "box_stds_factors": None if predictor.temperature is None else predictor.temperature.tolist(),
     }

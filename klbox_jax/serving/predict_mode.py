@@ -68,8 +68,9 @@ def predict(job: Job, *, step: int | None = None, preemption: Preemption | None 
     preemption = preemption or Preemption()
     fields = job.config.predict
     paths = find_images(fields.input)
-    predictor = load(job.workdir.path, step=step, settings=PostprocessSettings(**job.config.postprocess))
-    check_same_detector(job.config, predictor)
+    settings = PostprocessSettings(**job.config.postprocess)
+    predictor = load(job.workdir.path, step=step, settings=settings, extensions=job.extensions)
+    check_same_detector(job, predictor)
     output = pathlib.Path(fields.output or job.workdir.path / "predict")
     clock = _Clock()
     try:
@@ -243,7 +244,7 @@ def _to_coco(
         "info": {
             "description": f"detections of {job.workdir.path.name}",
             "step": predictor.step,
-            "postprocess": vars(predictor.settings),
+            "postprocess": predictor.settings.to_dict(),
             "temperature": predictor.temperature,
         },
         "images": images,

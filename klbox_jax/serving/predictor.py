@@ -26,13 +26,14 @@ from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Placement, Preprocessing, choose_canvas, make_example, resized_size
 from klbox_jax.errors import WorkdirError
 from klbox_jax.evaluation.eval_step import eval_step
-from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving.model_folder import read_classes, read_config, read_params
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.structures import Batch
 from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.extensions import Extensions
+from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
 
 # Fields of `config.data` that define the preprocessing of an image.
@@ -142,6 +143,7 @@ def load(
     step: int | None = None,
     settings: PostprocessSettings | None = None,
     calibrated: bool = True,
+    extensions: Extensions | None = None,
 ) -> Predictor:
     """Returns the detector of a run's folder or of a shipped one.
 
@@ -151,6 +153,7 @@ def load(
         settings: the post-processing; by default that of the config.
         calibrated: multiply the stds of each edge by its temperature, if the folder has a calibration of this
             checkpoint under these settings.
+        extensions: parts of the user's own that the run's config names.
 
     Raises:
         ValueError: the folder is not that of a run, its config does not describe a detector, its classes are not
@@ -161,7 +164,7 @@ def load(
     config = read_config(folder)
     class_names, category_ids = read_classes(folder, config)
     try:
-        model = build_model(config.model, num_classes=len(class_names))
+        model = (extensions or Extensions()).build_model(config.model, num_classes=len(class_names))
         preprocessing = build_preprocessing(config.data)
         settings = settings or PostprocessSettings(**config.postprocess)
     except (AttributeError, KeyError, TypeError) as error:
@@ -184,12 +187,13 @@ def load(
     return predictor
 
 
-def check_same_detector(config: Any, predictor: Predictor) -> None:
-    """Raises ValueError that lists the differing fields if the config describes another detector.
+def check_same_detector(job: Job, predictor: Predictor) -> None:
+    """Raises ValueError that lists the differing fields if the config of a job describes another detector.
 
     The predictor is built from the config in its workdir, so a different `--config` would be ignored silently.
     """
-    model = build_model(config.model, num_classes=len(predictor.class_names))
+    config = job.config
+    model = job.extensions.build_model(config.model, num_classes=len(predictor.class_names))
     preprocessing = build_preprocessing(config.data)
     sides = [getattr(predictor.preprocessing, name) for name in _DATA_FIELDS]
     if model == predictor.model and sides == [getattr(preprocessing, name) for name in _DATA_FIELDS]:

@@ -45,7 +45,7 @@ def load_temperature(
         raise WorkdirError(
             f"{file} does not hold a calibration ({error}); delete it, or calibrate again with --mode=calibrate"
         ) from None
-    wanted = vars(settings)
+    wanted = settings.to_dict()
     differing = [
         name
         for name in wanted

@@ -19,10 +19,10 @@ from klbox_jax.data.loader import check_fits
 from klbox_jax.data.plan import EvalPlan, TrainPlan
 from klbox_jax.data.source import Source
 from klbox_jax.data.transforms import Preprocessing
-from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train import checks
+from klbox_jax.train.extensions import Extensions
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import CompiledTrainStep, compile_train_step
 from klbox_jax.train.workdir import Workdir
@@ -37,11 +37,13 @@ class Job:
         workdir: the folder of the run.
         trains: True for a run that trains. Its detector has the classes of the training set; that of any other run
             has those of the evaluation set, so that no training data are needed.
+        extensions: the parts that the config may name.
     """
 
     config: Any
     workdir: Workdir
     trains: bool = False
+    extensions: Extensions = dataclasses.field(default_factory=Extensions)
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -58,12 +60,12 @@ class Job:
     @functools.cached_property
     def train_source(self) -> Source:
         """The training set, without the images that `config.data.hold_out` keeps out."""
-        return build_train_source(self.config.data)
+        return build_train_source(self.config.data, self.extensions.sources)
 
     @functools.cached_property
     def eval_source(self) -> Source:
         """The evaluation set. Raises ValueError if the run trains on other classes."""
-        source = build_source(self.config.data, self.config.data.eval_split)
+        source = build_source(self.config.data, self.config.data.eval_split, self.extensions.sources)
         if self.trains:
             checks.check_same_classes(self.train_source, source)
         return source
@@ -75,7 +77,7 @@ class Job:
         Raises:
             ValueError: there are none, some of them are in the evaluation set, or the two have different classes.
         """
-        source = build_calibration_source(self.config.data)
+        source = build_calibration_source(self.config.data, self.extensions.sources)
         checks.check_no_shared_images(source, self.eval_source)
         checks.check_same_classes(source, self.eval_source)
         return source
@@ -100,7 +102,7 @@ class Job:
     def model(self) -> GeneralizedRCNN:
         """The detector."""
         source = self.train_source if self.trains else self.eval_source
-        return build_model(self.config.model, num_classes=len(source.class_names))
+        return self.extensions.build_model(self.config.model, num_classes=len(source.class_names))
 
     @functools.cached_property
     def total_steps(self) -> int:

@@ -156,7 +156,7 @@ class Evaluation:
             "seed": job.config.seed,
             "data": job.eval_source.name,
             "data_fingerprint": job.eval_source.fingerprint,
-            "postprocess": vars(self._settings[name]),
+            "postprocess": self._settings[name].to_dict(),
             "eval_seconds": seconds,
             "versions": current_versions(),
         }
