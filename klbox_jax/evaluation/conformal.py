@@ -51,7 +51,7 @@ def fit_intervals(
             quantile of all. `image`: a share of images has all of its boxes inside, or all but `missed_share` of them.
             `image_mean`: the share of an image's boxes that are inside, on average over images, by conformal risk
             control; valid where boxes of an image are alike, unlike `box`.
-        classes: [n], whole numbers, for level `class`.
+        classes: [n], whole numbers or texts, for level `class`.
         missed_share: from 0 to below 1, for level `image`.
         asymmetric: True for an outer and an inner quantile, each with a / 2: errors that move an edge out of the box
             are apart from those that move it in. The outer box then contains the label with 1 - a / 2.
