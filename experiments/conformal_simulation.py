@@ -6,7 +6,7 @@
 Errors have a Student distribution of 3 degrees of freedom, edges of a box correlate, boxes of an image share a
 difficulty that sigma does not know, and the number of boxes of an image varies. Each draw fits intervals to n boxes and
 counts how many of other boxes they cover. For the levels `box` and `class` each box comes from an image of its own, so
-that boxes are exchangeable; the row `box, whole images` shows what happens where they are not. It takes three minutes.
+that boxes are exchangeable; the row `box, whole images` shows what happens where they are not. It takes some minutes.
 """
 
 import dataclasses

@@ -49,7 +49,7 @@ class CalibrationSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResultsCalibration:
-    """What `fit_results` fitted.
+    """Fitted intervals and scores of a detector's results.
 
     Attributes:
         settings: with `widths` as they were chosen.

@@ -18,7 +18,7 @@ FILE_NAME = "results_calibration.json"
 
 @dataclasses.dataclass(frozen=True)
 class AppliedCalibration:
-    """What `apply_calibration` wrote.
+    """Summary of a file that `apply_calibration` wrote.
 
     Attributes:
         output: the results file.
