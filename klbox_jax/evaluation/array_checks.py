@@ -63,15 +63,17 @@ def identities(name: str, values: ArrayLike, count: int) -> ndarray:
 
 
 def class_ids(name: str, values: ArrayLike | None, count: int) -> ndarray:
-    """Returns the class of each row; raises ValueError where it is missing or not a whole number."""
+    """Returns the class of each row, all int64 or all texts; raises ValueError for anything else, or None."""
     if values is None:
         raise ValueError(f"{name} is missing; give the class of each row, or choose a level without classes")
     values = identities(name, values, count)
-    if not values.size:
+    if not values.size or values.dtype.kind in "iu":
         return values.astype(np.int64)
-    if values.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be whole numbers such as COCO's category ids, not {values.dtype}")
-    return values
+    if all(isinstance(value, str) for value in values.tolist()):
+        return values.astype(str)
+    raise ValueError(
+        f"{name} must be whole numbers, or texts, such as COCO's category ids, not {values.dtype}"
+    )
 
 
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,6 +8,9 @@ distribution, and nothing is retrained. docs/intervals.md says what the promise 
 Arrays are NumPy, edges are in the order `x1, y1, x2, y2`, errors and scales in pixels of one image space.
 """
 
+import dataclasses
+from fractions import Fraction
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
@@ -51,7 +54,7 @@ def fit_intervals(
             quantile of all. `image`: a share of images has all of its boxes inside, or all but `missed_share` of them.
             `image_mean`: the share of an image's boxes that are inside, on average over images, by conformal risk
             control; valid where boxes of an image are alike, unlike `box`.
-        classes: [n], whole numbers, for level `class`.
+        classes: [n], whole numbers or texts, for level `class`.
         missed_share: from 0 to below 1, for level `image`.
         asymmetric: True for an outer and an inner quantile, each with a / 2: errors that move an edge out of the box
             are apart from those that move it in. The outer box then contains the label with 1 - a / 2.
@@ -69,20 +72,9 @@ def fit_intervals(
     scales = positive_edge_rows("scales", scales, len(errors))
     _check_choices(coverage, multiplicity, level, missed_share)
     _, image_index = np.unique(identities("image_ids", image_ids, len(errors)), return_inverse=True)
-    exact = exact_fraction(coverage)
-
-    def bounds(columns: Float[ndarray, "n C"], image_index: Int[ndarray, " n"]) -> Float[ndarray, " C"]:
-        if level == "image_mean":
-            return quantiles.risk_bounds(columns, image_index, (1 - exact) / (2 if asymmetric else 1))
-        if level == "image":
-            columns = quantiles.image_columns(columns, image_index, exact_fraction(missed_share))
-        rank = quantiles.conformal_rank(len(columns), exact, multiplicity=multiplicity, asymmetric=asymmetric)
-        if multiplicity == "max_rank":
-            return quantiles.max_rank_bounds(columns, rank)
-        return quantiles.order_statistics(columns, rank)
-
-    columns = _columns(errors / scales, multiplicity, asymmetric)
-    needed = quantiles.labels_needed(exact, multiplicity=multiplicity, asymmetric=asymmetric)
+    rule = _Rule(exact_fraction(coverage), multiplicity, level, exact_fraction(missed_share), asymmetric)
+    ratios = errors / scales
+    needed = rule.labels_needed()
     class_factors, pooled_classes = {}, []
     if level == "class":
         classes = class_ids("classes", classes, len(errors))
@@ -91,14 +83,14 @@ def fit_intervals(
             if own.sum() < needed:
                 pooled_classes.append(name)
             else:
-                class_factors[name] = _factors(bounds(columns[own], image_index[own]), asymmetric)
+                class_factors[name] = rule.factors(ratios[own], image_index[own])
     return Intervals(
         coverage=float(coverage),
         multiplicity=multiplicity,
         level=level,
         asymmetric=asymmetric,
         missed_share=float(missed_share),
-        factors=_factors(bounds(columns, image_index), asymmetric),
+        factors=rule.factors(ratios, image_index),
         class_factors=class_factors,
         pooled_classes=tuple(pooled_classes),
         num_labels=len(errors),
@@ -150,18 +142,50 @@ def split_images(image_ids: ArrayLike, share: float, seed: int) -> Bool[ndarray,
     return drawn[index]
 
 
-def _columns(ratios: Float[ndarray, "n 4"], multiplicity: str, asymmetric: bool) -> Float[ndarray, "n C"]:
-    """The numbers of each box that are bounded: of all edges or of each, of both sides or of outward and inward."""
-    sides = [ratios * OUTWARD, -ratios * OUTWARD] if asymmetric else [np.abs(ratios)]
-    if multiplicity == "max":
-        sides = [side.max(axis=1, keepdims=True) for side in sides]
-    return np.concatenate(sides, axis=1)
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """Checked choices of a fit; coverage and share are exact."""
 
+    coverage: Fraction
+    multiplicity: str
+    level: str
+    missed_share: Fraction
+    asymmetric: bool
 
-def _factors(bounds: Float[ndarray, " C"], asymmetric: bool) -> Float[ndarray, "2 4"]:
-    """Bounds of `_columns` as factors of the side towards smaller coordinates and of the other, by edge."""
-    outward, inward = np.broadcast_to(bounds.reshape(2 if asymmetric else 1, -1, 1)[..., 0], (2, 4))
-    return np.stack([np.where(OUTWARD < 0, outward, inward), np.where(OUTWARD < 0, inward, outward)])
+    def labels_needed(self) -> int:
+        return quantiles.labels_needed(
+            self.coverage, multiplicity=self.multiplicity, asymmetric=self.asymmetric
+        )
+
+    def factors(
+        self, ratios: Float[ndarray, "n 4"], image_index: Int[ndarray, " n"]
+    ) -> Float[ndarray, "2 4"]:
+        """Factors of the scale, for the side towards smaller coordinates and for the other, by edge."""
+        bounds = self._bounds(self._columns(ratios), image_index)
+        outward, inward = np.broadcast_to(bounds.reshape(2 if self.asymmetric else 1, -1), (2, 4))
+        return np.stack([np.where(OUTWARD < 0, outward, inward), np.where(OUTWARD < 0, inward, outward)])
+
+    def _columns(self, ratios: Float[ndarray, "n 4"]) -> Float[ndarray, "n C"]:
+        """Numbers of each box to bound: of all edges or of each, of both sides or first outward and then inward."""
+        sides = [ratios * OUTWARD, -ratios * OUTWARD] if self.asymmetric else [np.abs(ratios)]
+        if self.multiplicity == "max":
+            sides = [side.max(axis=1, keepdims=True) for side in sides]
+        return np.concatenate(sides, axis=1)
+
+    def _bounds(
+        self, columns: Float[ndarray, "n C"], image_index: Int[ndarray, " n"]
+    ) -> Float[ndarray, " C"]:
+        if self.level == "image_mean":
+            risk = (1 - self.coverage) / (2 if self.asymmetric else 1)
+            return quantiles.risk_bounds(columns, image_index, risk)
+        if self.level == "image":
+            columns = quantiles.image_columns(columns, image_index, self.missed_share)
+        rank = quantiles.conformal_rank(
+            len(columns), self.coverage, multiplicity=self.multiplicity, asymmetric=self.asymmetric
+        )
+        if self.multiplicity == "max_rank":
+            return quantiles.max_rank_bounds(columns, rank)
+        return quantiles.order_statistics(columns, rank)
 
 
 def _check_choices(coverage: float, multiplicity: str, level: str, missed_share: float) -> None:

@@ -1,7 +1,6 @@
 """Intervals of box edges as `klbox_jax.evaluation.conformal` fits them, and the boxes that they bound."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from klbox_jax.evaluation.array_checks import class_ids, positive_edge_rows
-from klbox_jax.evaluation.by_class import rows_of_classes
+from klbox_jax.evaluation.by_class import from_lists, from_pairs, rows_of_classes, to_lists, to_pairs
 
 # The coordinate of each edge, x1, y1, x2, y2, changes in this direction where the edge moves out of the box.
 OUTWARD = np.array([-1.0, -1.0, 1.0, 1.0])
@@ -36,8 +35,8 @@ class Intervals:
     asymmetric: bool
     missed_share: float
     factors: Float[ndarray, "2 4"]
-    class_factors: dict[int, Float[ndarray, "2 4"]]
-    pooled_classes: tuple[int, ...]
+    class_factors: dict[int | str, Float[ndarray, "2 4"]]
+    pooled_classes: tuple[int | str, ...]
     num_labels: int
     num_images: int
     labels_needed: int
@@ -70,7 +69,9 @@ class Intervals:
     def promise(self) -> str:
         """Returns the promise in one sentence, with what it is conditional on."""
         share = f"{100 * self.coverage:g} %"
-        inside = "the label of an edge" if self.multiplicity == "edge" else "all four edges of the label"
+        inside = (
+            "the label of an edge is" if self.multiplicity == "edge" else "all four edges of the label are"
+        )
         if self.level == "image_mean":
             of_what = (
                 f"on average over images, {inside} inside for at least {share} of an image's matched boxes"
@@ -115,8 +116,8 @@ class Intervals:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers, texts and None for JSON; an infinite factor is None."""
         return dataclasses.asdict(self) | {
-            "factors": _to_lists(self.factors),
-            "class_factors": {str(name): _to_lists(own) for name, own in self.class_factors.items()},
+            "factors": to_lists(self.factors),
+            "class_factors": to_pairs(self.class_factors),
             "pooled_classes": list(self.pooled_classes),
         }
 
@@ -126,10 +127,8 @@ class Intervals:
         return cls(
             **fields
             | {
-                "factors": _from_lists(fields["factors"]),
-                "class_factors": {
-                    int(name): _from_lists(own) for name, own in fields["class_factors"].items()
-                },
+                "factors": from_lists(fields["factors"]),
+                "class_factors": from_pairs(fields["class_factors"]),
                 "pooled_classes": tuple(fields["pooled_classes"]),
             }
         )
@@ -149,11 +148,3 @@ def outer_and_inner_boxes(
     """
     outward_is_lower = OUTWARD < 0
     return np.where(outward_is_lower, lower, upper), np.where(outward_is_lower, upper, lower)
-
-
-def _to_lists(factors: Float[ndarray, "2 4"]) -> list[list[float | None]]:
-    return [[value if math.isfinite(value) else None for value in side] for side in factors.tolist()]
-
-
-def _from_lists(sides: list[list[float | None]]) -> Float[ndarray, "2 4"]:
-    return np.array([[math.inf if value is None else value for value in side] for side in sides], np.float64)

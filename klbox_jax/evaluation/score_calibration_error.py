@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 from numpy.typing import ArrayLike
 
@@ -160,7 +160,7 @@ def object_calibration_error(
 
 def matched_scores(
     ground_truth: dict, results: list[dict], *, iou_threshold: float = ANY_OVERLAP, min_score: float = 0.0
-) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], Int[ndarray, " n"]]:
+) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], Shaped[ndarray, " n"]]:
     """Matches detections, and returns score, IoU and class of each; the IoU of a false positive is 0.
 
     Best scores choose first, within image and class, as for average precision; by default any overlap is a match. What

@@ -17,7 +17,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 
 from klbox_jax.evaluation.array_checks import class_ids, edge_rows, identities, numbers
-from klbox_jax.evaluation.by_class import rows_of_classes
+from klbox_jax.evaluation.by_class import from_lists, from_pairs, rows_of_classes, to_lists, to_pairs
 from klbox_jax.evaluation.score_calibration import isotonic_knots
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -44,7 +44,7 @@ class WidthModel:
     exponent: float
     knots: Float[ndarray, "2 k"]
     edge_factors: Float[ndarray, "4"]
-    class_factors: dict[int, Float[ndarray, "4"]]
+    class_factors: dict[int | str, Float[ndarray, "4"]]
     num_labels: int
     num_images: int
 
@@ -54,7 +54,7 @@ class WidthModel:
         Args:
             boxes: [n, 4], `x1, y1, x2, y2` in pixels.
             scores: [n].
-            classes: [n], whole numbers.
+            classes: [n], whole numbers or texts.
         """
         boxes = edge_rows("boxes", boxes)
         scores = numbers("scores", scores, len(boxes))
@@ -66,9 +66,9 @@ class WidthModel:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain numbers for JSON."""
         return dataclasses.asdict(self) | {
-            "knots": self.knots.tolist(),
-            "edge_factors": self.edge_factors.tolist(),
-            "class_factors": {str(name): own.tolist() for name, own in self.class_factors.items()},
+            "knots": to_lists(self.knots),
+            "edge_factors": to_lists(self.edge_factors),
+            "class_factors": to_pairs(self.class_factors),
         }
 
     @classmethod
@@ -77,11 +77,9 @@ class WidthModel:
         return cls(
             **fields
             | {
-                "knots": np.array(fields["knots"], np.float64),
-                "edge_factors": np.array(fields["edge_factors"], np.float64),
-                "class_factors": {
-                    int(name): np.array(own, np.float64) for name, own in fields["class_factors"].items()
-                },
+                "knots": from_lists(fields["knots"]),
+                "edge_factors": from_lists(fields["edge_factors"]),
+                "class_factors": from_pairs(fields["class_factors"]),
             }
         )
 
@@ -109,7 +107,7 @@ def fit_width_model(
         errors: [n, 4], label minus prediction, in pixels.
         boxes: [n, 4], as predicted, `x1, y1, x2, y2`.
         scores: [n].
-        classes: [n], whole numbers.
+        classes: [n], whole numbers or texts.
         image_ids: [n]; p is chosen by leaving out images, a fifth at a time.
 
     Raises:

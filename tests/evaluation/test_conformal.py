@@ -220,6 +220,21 @@ def test_a_small_class_uses_the_pooled_quantile_and_the_record_says_so():
     assert again.to_dict() == fitted.to_dict()
 
 
+def test_classes_may_be_texts():
+    errors, scales, images = drawn(6)
+    numbers = np.array([5] * 30 + [2] * 25 + [7] * 5)
+    texts = np.array(["b"] * 30 + ["a"] * 25 + ["c"] * 5)
+    by_number = fit_intervals(errors, scales, images, coverage=0.9, level="class", classes=numbers)
+    by_text = fit_intervals(errors, scales, images, coverage=0.9, level="class", classes=texts.astype(object))
+    assert by_text.pooled_classes == ("c",)
+    again = Intervals.from_dict(json.loads(json.dumps(by_text.to_dict(), allow_nan=False)))
+    np.testing.assert_array_equal(again.half_widths(scales, texts), by_number.half_widths(scales, numbers))
+    # A class of another kind was not fitted.
+    np.testing.assert_array_equal(
+        again.half_widths(scales, numbers), again.half_widths(scales, np.full(60, "d"))
+    )
+
+
 def test_ids_may_be_texts_and_rows_may_come_in_any_order():
     errors, scales, images = drawn(4)
     order = np.random.default_rng(0).permutation(len(errors))
@@ -264,7 +279,7 @@ def test_the_promise_names_share_units_and_conditions(level, multiplicity):
         ({"multiplicity": "holm"}, "multiplicity = 'holm' is unknown; choose max, .* or edge"),
         ({"level": "frame"}, "level = 'frame' is unknown; choose box, class, image or image_mean"),
         ({"level": "class"}, "classes is missing"),
-        ({"level": "class", "classes": [0.5, 1, 2]}, "classes must be whole numbers"),
+        ({"level": "class", "classes": [0.5, 1, 2]}, "classes must be whole numbers, or texts"),
         ({"level": "image", "missed_share": 1.0}, "missed_share = 1.0 must be from 0 to below 1"),
         ({"missed_share": 0.1}, "missed_share = 0.1 is for level 'image' and not for 'box'"),
         ({"level": "image_mean", "multiplicity": "sidak"}, "'sidak' does not fit a share .* choose max or edge"),

@@ -161,12 +161,14 @@ def test_bad_input_ends_in_one_line(changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_quality_falls_with_sigma_and_agrees_with_merged_blocks():
+@pytest.mark.parametrize("threshold", [0.75, None])
+def test_quality_falls_with_sigma_and_agrees_with_merged_blocks(threshold):
     rng = np.random.default_rng(5)
     relative_stds = np.round(np.exp(rng.normal(-3, 0.7, 400)), 3)
     ious = np.clip(1 - 6 * relative_stds * rng.uniform(0, 1.5, 400), 0, 1)
-    fitted = fit_quality(relative_stds, ious, iou_threshold=0.75)
-    expected = reference.isotonic((-relative_stds).tolist(), [float(iou > 0.75) for iou in ious])
+    fitted = fit_quality(relative_stds, ious, iou_threshold=threshold)
+    targets = ious if threshold is None else ious > threshold
+    expected = reference.isotonic((-relative_stds).tolist(), targets.astype(float).tolist())
     places = np.unique(relative_stds)
     found = fitted.factors(places)
     np.testing.assert_allclose(found, [expected[-place] for place in places.tolist()], atol=2e-4)
@@ -176,7 +178,7 @@ def test_quality_falls_with_sigma_and_agrees_with_merged_blocks():
     again = Quality.from_dict(json.loads(json.dumps(fitted.to_dict(), allow_nan=False)))
     np.testing.assert_array_equal(again.factors(places), found)
     for arguments, message in (
-        (([], []), "no detection that overlaps"),
+        (([], []), "no matched detection"),
         (([-0.1], [0.5]), "a std is 0 or more"),
         (([0.1], [1.5]), r"ious\[0\] = 1.5"),
     ):

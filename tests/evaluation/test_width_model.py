@@ -85,7 +85,7 @@ def test_cross_fitted_widths_do_not_see_their_image():
 
 def test_intervals_of_fitted_widths_are_narrower_and_keep_their_coverage():
     coverages, scaled, others = [], [], []
-    for seed in range(12):
+    for seed in range(6):
         errors, boxes, scores, classes, images, _ = drawn(100 + seed, num_images=80)
         model = fit_width_model(errors, boxes, scores, classes, images)
         widths = cross_fitted_widths(errors, boxes, scores, classes, images)
@@ -103,7 +103,7 @@ def test_intervals_of_fitted_widths_are_narrower_and_keep_their_coverage():
                 summarize_intervals(new_errors, half, half, new_images, coverage=0.9)["interval_score"]
             )
         others.append(min(best))
-    assert np.mean(coverages) == pytest.approx(0.9, abs=0.015)
+    assert np.mean(coverages) == pytest.approx(0.9, abs=0.02)
     assert np.mean(scaled) < 0.8 * np.mean(others)
 
 
@@ -130,7 +130,7 @@ def test_errors_of_zero_and_few_labels_give_positive_widths():
         ({"images": ["a", "a"]}, "there is one image; give two or more"),
         ({"boxes": [[0, 0, 1, 1]]}, "boxes has 1 rows, not 2"),
         ({"scores": [0.5, np.nan]}, r"scores\[1\] = nan is not finite"),
-        ({"classes": ["cat", "dog"]}, "classes must be whole numbers"),
+        ({"classes": [1.5, 2.0]}, "classes must be whole numbers"),
     ],
 )
 def test_bad_input_ends_in_one_line(changes, message):
