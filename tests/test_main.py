@@ -115,7 +115,11 @@ def test_a_workdir_of_another_config(pond, tmp_path):
             "voting must be one of none, variance, variance_score, iou, iou_score, box_voting, wbf, bayes; got 'loud'",
         ),
         ("model.box_loss", "l2", "config.model.box_loss = 'l2' is unknown"),
-        ("data.name", "kitti", "config.data.name = 'kitti' is unknown; choose scenes, coco, voc or tfds"),
+        (
+            "data.name",
+            "kitti",
+            "config.data.name = 'kitti' is unknown; choose one of auto, coco, scenes, tfds, voc, yolo",
+        ),
         ("data.canvases", ((64, 64),), "fits none of the canvases ((64, 64),)"),
     ],
 )
