@@ -16,7 +16,7 @@ from klbox_jax.postprocess.greedy_suppression import Decay, SuppressionResult, g
 # Classes that are equal modulo this number share one queue. The table of queues then has a fixed size, however many
 # classes there are.
 _QUEUES = 128
-# The best box of a queue is found in this many parts. On a CPU a maximum into one place waits for the one before it,
+# On a CPU the best box of a queue is found in this many parts: a maximum into one place waits for the one before it,
 # which takes four times as long where a thousand boxes are of one class.
 _LANES = 4
 
@@ -92,13 +92,8 @@ def _run_rounds(boxes, waiting, classes, *, decay: Decay, max_outputs: int) -> t
     """
     num_boxes = len(waiting)
 
-    def best_of_queues(waiting: Array, queue: Array) -> Array:
-        lane = jnp.arange(num_boxes) % _LANES
-        best_of_lanes = jnp.full((_LANES, _QUEUES), -jnp.inf, waiting.dtype).at[lane, queue].max(waiting)
-        return jnp.max(best_of_lanes, axis=0)
-
     def start(waiting: Array, classes: Array) -> tuple[Array, ...]:
-        best = best_of_queues(waiting, classes % _QUEUES)
+        best = _best_of_queues(waiting, classes % _QUEUES)
         return waiting, best, jnp.full_like(waiting, -jnp.inf), jnp.full(num_boxes, num_boxes)
 
     def needs_another(waiting: Array, best: Array, picked_scores: Array, removed_by: Array) -> Array:
@@ -113,7 +108,7 @@ def _run_rounds(boxes, waiting, classes, *, decay: Decay, max_outputs: int) -> t
         edges = tuple(boxes.T)
         # Two reductions, of the score and then of the rows that have it: on CPU `argmax` takes five times as long.
         ties = jnp.where(waiting == best[queue], rows, num_boxes - 1)
-        winner = jnp.full(_QUEUES, num_boxes - 1).at[queue].min(ties)[queue]
+        winner = _first_of_queues(ties, queue)[queue]
         iou = paired_iou(tuple(edge[winner] for edge in edges), edges)
         lowered = waiting * jnp.where(classes[winner] == classes, decay(iou), 1.0)
         # A box that has left its queue has the score -inf in `waiting`.
@@ -123,7 +118,7 @@ def _run_rounds(boxes, waiting, classes, *, decay: Decay, max_outputs: int) -> t
         still_waiting = jnp.where(stays, lowered, -jnp.inf)
         return (
             still_waiting,
-            best_of_queues(still_waiting, queue),
+            _best_of_queues(still_waiting, queue),
             jnp.where(is_winner, waiting, picked_scores),
             jnp.where(was_waiting & ~stays, winner, removed_by),
         )
@@ -150,3 +145,37 @@ def _run_rounds(boxes, waiting, classes, *, decay: Decay, max_outputs: int) -> t
         return run_batch(*batch), (True, True)
 
     return run(boxes, waiting, classes)
+
+
+def _best_of_queues(waiting: Array, queue: Array) -> Array:
+    """Returns the best score of each queue, [_QUEUES]; -inf for an empty one.
+
+    A CPU scatters. On accelerators scatters into the same place wait for each other, in every round, so they reduce a
+    masked [N, _QUEUES] table, which the compiler does not store.
+    """
+
+    def scatter(waiting: Array, queue: Array) -> Array:
+        lane = jnp.arange(len(waiting)) % _LANES
+        best_of_lanes = jnp.full((_LANES, _QUEUES), -jnp.inf, waiting.dtype).at[lane, queue].max(waiting)
+        return jnp.max(best_of_lanes, axis=0)
+
+    def reduce(waiting: Array, queue: Array) -> Array:
+        return jnp.max(jnp.where(_members(queue), waiting[:, None], -jnp.inf), axis=0)
+
+    return jax.lax.platform_dependent(waiting, queue, cpu=scatter, default=reduce)
+
+
+def _first_of_queues(rows: Array, queue: Array) -> Array:
+    """Returns the smallest row of each queue, [_QUEUES]; the last of all rows for an empty one."""
+
+    def scatter(rows: Array, queue: Array) -> Array:
+        return jnp.full(_QUEUES, len(rows) - 1).at[queue].min(rows)
+
+    def reduce(rows: Array, queue: Array) -> Array:
+        return jnp.min(jnp.where(_members(queue), rows[:, None], len(rows) - 1), axis=0)
+
+    return jax.lax.platform_dependent(rows, queue, cpu=scatter, default=reduce)
+
+
+def _members(queue: Array) -> Array:
+    return queue[:, None] == jnp.arange(_QUEUES)[None, :]

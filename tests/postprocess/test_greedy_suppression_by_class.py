@@ -41,8 +41,17 @@ def both(boxes, scores, classes, valid, *, max_outputs):
     )
 
 
+@pytest.fixture(params=["cpu", "default"])
+def form(request, monkeypatch):
+    """Traces the form of CPUs, and that of accelerators."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, **forms: forms[request.param](*arrays))
+    both.clear_cache()
+    yield request.param
+    both.clear_cache()
+
+
 @pytest.mark.parametrize("max_outputs", [7, COUNT + 5])
-def test_equals_the_plain_loop(max_outputs):
+def test_equals_the_plain_loop(max_outputs, form):
     # One class, several, and more than there are queues; 128 apart, they share one.
     images = [image(seed, num_classes) for seed, num_classes in enumerate([1, 1, 3, 10, 80, 1000])]
     images += [(boxes, scores, classes * 128, valid) for boxes, scores, classes, valid in images[2:4]]

@@ -13,6 +13,7 @@ from klbox_jax.postprocess.settings import VOTING_METHODS, PostprocessSettings
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer
 from klbox_jax.train.step import TrainStep, lower_create_state, stop_frozen
+from tests.lowered import count_operations, lower
 from tests.thin import random_batch, scenes_config, thin_model
 
 PLATFORMS = ["cpu", "cuda", "tpu"]
@@ -118,3 +119,49 @@ def test_a_full_scale_detector_lowers_to_convolutions_on_accelerators():
     # Of 36 1x1 convolutions in the backbone 10 are frozen, and there are 4 laterals, 2 layers of the RPN's head on 5
     # levels and the masks' last one. The forward pass has one convolution for each.
     assert on_cuda == on_tpu >= 36 + 4 + 10 + 1
+
+
+# The program of CUDA: what grows here costs launches, serial updates, or full sorts on a GPU.
+EVAL_COUNTS = {"scatter": 0, "sort": 5, "while": 3}
+TRAIN_COUNTS = {"scatter": 4, "sort": 7, "while": 2}
+
+
+def at_most(found, limits):
+    grown = {name: (found[name], limit) for name, limit in limits.items() if found[name] > limit}
+    assert not grown, f"more operations than before (found, limit): {grown}"
+
+
+def test_no_loop_of_the_eval_step_scatters_on_cuda(parts):
+    config, model, _, _, state, batch = parts
+    settings = {"": PostprocessSettings(**config.postprocess)}
+    step = jax.jit(functools.partial(eval_step, model=model, settings=settings))
+    everywhere, in_loops = count_operations(lower(step, state.params, batch, platform="cuda"))
+    assert in_loops["scatter"] == in_loops["sort"] == 0
+    at_most(everywhere, EVAL_COUNTS)
+    # A CPU scatters in each round of the picking: there that is the faster form.
+    _, on_cpu = count_operations(lower(step, state.params, batch, platform="cpu"))
+    assert on_cpu["scatter"] == 2
+
+
+def test_the_train_step_has_no_more_costly_operations_on_cuda(parts):
+    _, model, optimizer, schedule, state, batch = parts
+    step = jax.jit(TrainStep(model=model, optimizer=optimizer, schedule=schedule, seed=0))
+    everywhere, in_loops = count_operations(lower(step, state, batch, platform="cuda"))
+    assert in_loops["scatter"] == 0
+    at_most(everywhere, TRAIN_COUNTS)
+
+
+def test_votes_use_whole_float32_products(parts):
+    """Coordinates times weights lose pixels in TF32 or bfloat16; these products ask for the highest precision."""
+    config, model, _, _, state, batch = parts
+    settings = {"": PostprocessSettings(**config.postprocess)}
+    step = jax.jit(functools.partial(eval_step, model=model, settings=settings))
+    text = step.trace(state.params, batch).lower(lowering_platforms=("cuda",)).as_text()
+    # The vote: [20 kept, candidates] by [candidates, 12 columns].
+    votes = [
+        line
+        for line in text.splitlines()
+        if "dot_general" in line and re.search(r"x20x12xf32>$", line.strip())
+    ]
+    assert votes
+    assert all("HIGHEST" in line for line in votes)
