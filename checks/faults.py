@@ -84,26 +84,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @dataclasses.dataclass
 class Tally:
-    """What faults.json holds; the first fields count, `failures` says in words what went wrong.
+    """What faults.json holds; the first fields count, `failures` says in words what went wrong."""
 
-    Attributes:
-        kills: by SIGKILL.
-        kills_in_save: those that left a save cut short.
-        runs: killed runs that went on to their end.
-        identical: kills of runs that ended as the undisturbed one did.
-        lost_checkpoints: whole checkpoints that were missing or damaged after a kill.
-        half_written: result files that could not be read after a kill.
-        most_steps_lost: by one kill; at most `SAVE_EVERY`.
-        resumed_from: the step that each start after a kill went on from, where it lived long enough to tell.
-    """
-
-    kills: int = 0
-    kills_in_save: int = 0
-    runs: int = 0
-    identical: int = 0
-    lost_checkpoints: int = 0
-    half_written: int = 0
-    most_steps_lost: int = 0
+    kills: int = 0  # by SIGKILL
+    kills_in_save: int = 0  # those that left a save cut short
+    runs: int = 0  # killed runs that went on to their end
+    identical: int = 0  # kills of runs that ended as the undisturbed one did
+    lost_checkpoints: int = 0  # whole checkpoints that were missing or damaged after a kill
+    half_written: int = 0  # result files that could not be read after a kill
+    most_steps_lost: int = 0  # by one kill; at most `SAVE_EVERY`
+    # the step that each start after a kill went on from, where it lived long enough to tell.
     resumed_from: list[int] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
 

@@ -43,20 +43,13 @@ KINDS = tuple(SEEDS)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """What became of a case."""
 
-    Attributes:
-        kind, index: the case.
-        name: of the sound file that it was made from; empty where the worker cannot tell any more.
-        verdict: "read", "refused", "crash" or "hang".
-        text: the message, or the traceback.
-    """
-
-    kind: str
+    kind: str  # kind and index: the case
     index: int
-    name: str
-    verdict: str
-    text: str = ""
+    name: str  # of the sound file that it was made from; empty where the worker cannot tell any more
+    verdict: str  # "read", "refused", "crash" or "hang"
+    text: str = ""  # the message, or the traceback
 
     @property
     def group(self) -> str:

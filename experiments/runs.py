@@ -58,19 +58,13 @@ PRESET_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: a network, and the post-processing of its predictions.
+    """A row of a table: a network, and the post-processing of its predictions."""
 
-    Attributes:
-        name: unique in its table; the folder of its results.
-        loss: `config.model.box_loss` of the network.
-        suppression, voting: fields of `PostprocessSettings`.
-        settings: further fields of `PostprocessSettings`.
-    """
-
-    name: str
-    loss: str
-    suppression: str
+    name: str  # unique in its table; the folder of its results
+    loss: str  # `config.model.box_loss` of the network
+    suppression: str  # suppression and voting: fields of `PostprocessSettings`
     voting: str
+    # further fields of `PostprocessSettings`.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def labels(self) -> dict[str, str]:

@@ -26,20 +26,13 @@ NUM_RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A metric of one row minus that of another, in points, seed by seed.
+    """A metric of one row minus that of another, in points, seed by seed."""
 
-    Attributes:
-        row, base: names of the rows.
-        metric: of `METRICS`.
-        by_seed: in the order of the seeds.
-        images: the interval over images, low and high.
-    """
-
-    row: str
+    row: str  # row and base: names of the rows
     base: str
-    metric: str
-    by_seed: tuple[float, ...]
-    images: tuple[float, float]
+    metric: str  # of `METRICS`
+    by_seed: tuple[float, ...]  # in the order of the seeds
+    images: tuple[float, float]  # the interval over images, low and high
 
     @property
     def mean(self) -> float:
@@ -67,15 +60,10 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Rows over several seeds.
+    """Rows over several seeds."""
 
-    Attributes:
-        means: each row once; see `mean_rows`.
-        differences: see `paired_differences`.
-    """
-
-    means: list[dict]
-    differences: list[Difference]
+    means: list[dict]  # each row once; see `mean_rows`
+    differences: list[Difference]  # see `paired_differences`
 
 
 def compare(

@@ -16,19 +16,12 @@ NUMBERS = ("settings", "parameters")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two tensors that were compared.
+    """Two tensors that were compared."""
 
-    Attributes:
-        group: row of the table.
-        name: of the tensor.
-        error: relative.
-        tolerance: of the error.
-    """
-
-    group: str
-    name: str
-    error: float
-    tolerance: float = RELATIVE
+    group: str  # row of the table
+    name: str  # of the tensor
+    error: float  # relative
+    tolerance: float = RELATIVE  # of the error
 
     @property
     def passed(self) -> bool:
