@@ -2,6 +2,8 @@
 
     python -m benchmarks.pages            # writes the tables
     python -m benchmarks.pages --check    # fails if a table is out of date
+
+`TABLES` has the tables by the names that the documents use (`klbox_jax/report/documents.py`).
 """
 
 import functools
@@ -44,6 +46,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: experiments.results has a flag of this name, and tests import both into one process.
     _CHECK = flags.DEFINE_bool("check", False, "Write nothing; fail if a document is out of date.")
     cli.start(main)

@@ -302,7 +302,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of these names, and tests import them into one process.
     _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs; at least a quarter of them fall inside a save.")
     _OUTPUT = flags.DEFINE_string("output", "runs/faults", "Folder of the runs and of the result.")
     _SEED = flags.DEFINE_integer("seed", 0, "Another seed kills at other moments.")

@@ -174,7 +174,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of these names, and tests import them into one process.
     _ANNOTATIONS = flags.DEFINE_integer("annotations", 100_000, "Annotation files.")
     _IMAGES = flags.DEFINE_integer("images", 20_000, "Images.")
     _WEIGHTS = flags.DEFINE_integer("weights", 20_000, "Weight files.")

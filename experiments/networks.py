@@ -27,8 +27,6 @@ from experiments import runs
 from experiments.mask_scenes import PYRAMID
 from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.files import read_json, write_json
-from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir
 
 _NETWORKS_DIR = flags.DEFINE_string(
     "networks_dir", "", "Folder of the networks of Tables 2 to 6; default runs/PRESET_networks."
@@ -122,7 +120,7 @@ def train_and_evaluate(network: Network, rows: Sequence[runs.Row], *, voc: bool 
         if voc and "AP_voc" not in entry:
             folder = workdir / "eval" / str(entry["steps"]) / entry["name"]
             if not (folder / "voc.json").exists():
-                truth = Job(config=config, workdir=Workdir(workdir)).eval_source.coco_ground_truth()
+                truth = runs.job_of(config, workdir).eval_source.coco_ground_truth()
                 found = evaluate_voc(truth, read_json(folder / "detections.json"))
                 write_json(folder / "voc.json", {"AP_voc": found["AP_11_points"]})
             entry["AP_voc"] = read_json(folder / "voc.json")["AP_voc"]
@@ -148,14 +146,12 @@ def plan(experiment: str, networks: Sequence[Network]) -> str:
             f"{config.model.init_weights or 'random weights'}",
             f"  {runs.command(*network.variant(), network.workdir)}",
         ]
-    return "\n".join(
-        [
-            *(*data_lines, *lines),
-            f"{experiment}: trainings: {len(networks)}, estimate {total:.2f} device hours; what is finished is skipped.",
-            f"Estimates assume {speed:g} images a second in training ({source}; taken for every network), and leave "
-            "evaluation out.",
-        ]
-    )
+    lines += [
+        f"{experiment}: trainings: {len(networks)}, estimate {total:.2f} device hours; finished ones are skipped.",
+        f"Estimates assume {speed:g} images a second in training ({source}; taken for every network), and leave "
+        "evaluation out.",
+    ]
+    return "\n".join([*data_lines, *lines])
 
 
 def _num_steps(config: ml_collections.ConfigDict) -> int:

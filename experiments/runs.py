@@ -51,9 +51,7 @@ CONFIGS = {
     "full": "configs/faster_rcnn_vgg16.py",
 }
 # Fields in which a preset differs from its config file. Those of the blood cells are fixed by docs/protocol.md.
-PRESET_FIELDS = {
-    "blood_cells": {"train.num_epochs": 6.0, "model.box_loss_settings.ramp_steps": 450},
-}
+PRESET_FIELDS = {"blood_cells": {"train.num_epochs": 6.0, "model.box_loss_settings.ramp_steps": 450}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +135,11 @@ def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.
     return f"python -m klbox_jax.main --config={path}:{arg}{values} --workdir={workdir} --mode=train_and_eval"
 
 
+def job_of(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
+    """Returns the parts of a run: its model, data sets, folder and number of steps."""
+    return Job(config=config, workdir=Workdir(workdir))
+
+
 def postprocess_settings(config: ml_collections.ConfigDict, row: Row) -> PostprocessSettings:
     """Returns the post-processing of the config with the fields of the row."""
     fields = {"suppression": row.suppression, "voting": row.voting, **row.settings}
@@ -158,14 +161,11 @@ def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, rows: Sequence[Row]
 ) -> list[dict]:
     """Returns the table's entries for rows of one network; trains and evaluates only what is missing."""
-    job = Job(config=config, workdir=Workdir(workdir))
+    job = job_of(config, workdir)
     run(config, str(workdir), "train")
     metrics = evaluate_rows(config, workdir, job.total_steps, rows)
-    provenance = {
-        "seed": config.seed,
-        "steps": job.total_steps,
-        "seconds": round(training_seconds(job), 1),
-    }
+    seconds = round(training_seconds(job), 1)
+    provenance = {"seed": config.seed, "steps": job.total_steps, "seconds": seconds}
     return [row.labels() | metrics[row.name] | provenance for row in rows]
 
 

@@ -109,10 +109,7 @@ def fastest_product() -> Callable[[], object]:
     """Returns a product of two large float32 matrices by the fastest of the libraries that are installed."""
     matrix = np.random.default_rng(0).normal(size=(PRODUCT_SIDE, PRODUCT_SIDE)).astype(np.float32)
     on_device = jnp.asarray(matrix)
-    products = {
-        "NumPy": lambda: matrix @ matrix,
-        "JAX": lambda: jax.block_until_ready(on_device @ on_device),
-    }
+    products = {"NumPy": lambda: matrix @ matrix, "JAX": lambda: jax.block_until_ready(on_device @ on_device)}
     try:
         import torch
     except ModuleNotFoundError:
