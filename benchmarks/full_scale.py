@@ -141,7 +141,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of these names, and tests import them into one process.
     _OUTPUT = flags.DEFINE_string("output", "runs/full_scale", "Folder of full_scale.json.")
     _PART = flags.DEFINE_string("part", "", "Measure this part here, and print its numbers as JSON.")
     cli.start(main)

@@ -158,6 +158,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of this name, and tests import them into one process.
     _OUTPUT = flags.DEFINE_string("output", "docs/models.md", "The document whose table `models` is written.")
     cli.start(main)

@@ -108,23 +108,19 @@ def random_params(shapes: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step over all devices of this process, and its arguments.
+    """A step over all devices of this process, and its arguments."""
 
-    Attributes:
-        kind: of `KINDS`.
-        model: the network.
-        mesh: the devices.
-        function: the jitted step.
-        first: the training state, or the parameters of an eval step, in NumPy.
-        batch: in NumPy.
-    """
+    kind: str  # of `KINDS`
+    model: GeneralizedRCNN  # the network
+    mesh: Mesh  # the devices
+    function: Any  # the jitted step
+    first: Any  # the training state, or the parameters of an eval step, in NumPy
+    batch: Batch  # in NumPy
 
-    kind: str
-    model: GeneralizedRCNN
-    mesh: Mesh
-    function: Any
-    first: Any
-    batch: Batch
+    def param_bytes(self) -> int:
+        """Returns the bytes of the parameters."""
+        params = self.first.params if self.kind == "train" else self.first
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the step lowered for its arguments."""

@@ -1,4 +1,4 @@
-"""Kills a training again and again, and sees to it that nothing is lost.
+"""Kills a training again and again, and checks that nothing is lost.
 
     python -m checks.faults --kills=20 --output=runs/faults
 
@@ -8,7 +8,7 @@ finished run is followed by a new one until there were enough kills. Each must e
 the logged losses and the detections of the undisturbed one, to the bit. So must a run that was stopped by SIGTERM, and
 two whose newest checkpoint is damaged: by a flipped bit, and by a file cut in half.
 
-After each kill every checkpoint that should be there is read, and every JSON file. Everything runs on the CPU. Writes
+After each kill every checkpoint that should exist is read, and every JSON file. Everything runs on the CPU. Writes
 faults.json, and exits with 1 if anything was lost, half-written or different.
 """
 
@@ -24,87 +24,48 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
-from checks.faults_checks import (
-    damage,
-    differences,
-    half_written,
-    last_recorded_step,
-    lost_checkpoints,
-    resumed_from,
-    unfinished_saves,
-    whole_steps,
-)
+from checks import faults_files as files
+from klbox_jax import cli
 from klbox_jax.files import write_json
 from klbox_jax.train.workdir import Workdir
 
-CONFIG = "configs/scenes.py:loss=kl"
+CONFIG = "configs/scenes.py:loss=kl,size=tiny"
 NUM_STEPS = 200
 SAVE_EVERY = 20
 KEEP = 2
-# So small a network, and so small images, that most of the time goes into starts and saves.
+# The images are small too, so that most of the time goes into starts and saves.
 FIELDS = {
-    "data.num_images.train": 24,
-    "data.num_images.validation": 8,
-    "data.num_images.calibration": 8,
-    "data.num_images.test": 8,
     "data.short_side": 96,
     "data.long_side": 96,
     "data.canvases": ((96, 96),),
-    "model.backbone.stem_features": 8,
-    "model.backbone.stage_features": (8, 8, 16, 16),
-    "model.backbone.group_size": 4,
-    "model.fpn.features": 16,
-    "model.rpn.features": 16,
-    "model.rpn.pre_nms_topk": (32, 32),
-    "model.rpn.post_nms_topk": (32, 32),
-    "model.rpn.batch_size_per_image": 32,
-    "model.box_head.features": 32,
-    "model.box_pooler.resolution": 4,
-    "model.roi_heads.batch_size_per_image": 16,
-    "postprocess.pre_nms_topk": 64,
-    "postprocess.detections_per_image": 20,
-    # So few steps teach little, and there have to be detections to compare.
-    "postprocess.score_threshold": 0.0,
-    "train.batch_size": 4,
     "train.num_steps": NUM_STEPS,
     "train.save_every": SAVE_EVERY,
     "train.keep_checkpoints": KEEP,
-    "train.log_every": 1,
-    "evaluation.batch_size": 4,
     "evaluation.num_pictures": 0,
 }
 # Seconds that one start may take on a busy machine.
 PATIENCE = 900.0
-# What schedulers grant between SIGTERM and SIGKILL.
+# Seconds that schedulers allow between SIGTERM and SIGKILL.
 GRACE = 30.0
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 @dataclasses.dataclass
 class Tally:
-    """What faults.json holds; the first fields count, `failures` says in words what went wrong.
+    """The content of faults.json: counts, and the failures in words."""
 
-    Attributes:
-        kills: by SIGKILL.
-        kills_in_save: those that left a save cut short.
-        runs: killed runs that went on to their end.
-        identical: kills of runs that ended as the undisturbed one did.
-        lost_checkpoints: whole checkpoints that were missing or damaged after a kill.
-        half_written: result files that could not be read after a kill.
-        most_steps_lost: by one kill; at most `SAVE_EVERY`.
-        resumed_from: the step that each start after a kill went on from, where it lived long enough to tell.
-    """
-
-    kills: int = 0
-    kills_in_save: int = 0
-    runs: int = 0
-    identical: int = 0
-    lost_checkpoints: int = 0
-    half_written: int = 0
-    most_steps_lost: int = 0
-    resumed_from: list[int] = dataclasses.field(default_factory=list)
+    kills: int = 0  # by SIGKILL
+    kills_in_save: int = 0  # kills that left an incomplete save
+    runs: int = 0  # killed runs that went on to their end
+    identical: int = 0  # kills of runs that ended like the undisturbed one
+    lost_checkpoints: int = 0  # whole checkpoints that were missing or damaged after a kill
+    half_written: int = 0  # result files that could not be read after a kill
+    most_steps_lost: int = 0  # by one kill; at most `SAVE_EVERY`
+    resumed_from: list[int] = dataclasses.field(
+        default_factory=list
+    )  # first step of each start that logged it
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -118,10 +79,10 @@ def command(workdir: pathlib.Path, data_root: pathlib.Path) -> list[str]:
 
 
 class Faults:
-    """Starts runs, disturbs them, and keeps count."""
+    """Starts runs, disturbs them, and counts."""
 
     def __init__(self, output: pathlib.Path, *, seed: int):
-        """Begins with empty folders; what earlier calls compiled or generated is used again."""
+        """Empties the folders of the runs; compiled programs and generated data of earlier calls are used again."""
         self.output = output.absolute()
         self.rng = np.random.default_rng(seed)
         self.tally = Tally()
@@ -135,7 +96,7 @@ class Faults:
         self._seconds = self._save_seconds = 0.0
 
     def run(self, kills: int) -> dict[str, Any]:
-        """Does all that the module says; returns what faults.json holds."""
+        """Runs all checks; returns the content of faults.json."""
         started = time.monotonic()
         self._undisturbed()
         while not self._enough(kills):
@@ -144,37 +105,33 @@ class Faults:
             "sigterm_seconds": self._terminated(),
             "flipped": self._damaged("flip"),
             "truncated": self._damaged("truncate"),
+            "seconds": round(time.monotonic() - started, 1),
         }
-        seconds = round(time.monotonic() - started, 1)
-        return dataclasses.asdict(self.tally) | further | {"seconds": seconds}
+        return dataclasses.asdict(self.tally) | further
 
     def _enough(self, kills: int) -> bool:
         return self.tally.kills >= kills and 4 * self.tally.kills_in_save >= kills
 
     def _undisturbed(self) -> None:
-        """The reference, and a second run that reads the compiled programs, as all later ones do."""
+        """Makes the reference, and a second run that reads the compiled programs, like all later ones."""
         with self._start(self.reference) as process:
             self._expect(process, 0)
         again = self.output / "workdirs" / "again"
         started, saves = time.monotonic(), []
         with self._start(again) as process:
             for begun in self.saves(process, again):
-                while process.poll() is None and unfinished_saves(Workdir(again).checkpoints):
+                while process.poll() is None and files.unfinished_saves(Workdir(again).checkpoints):
                     time.sleep(0.001)
                 saves.append(time.monotonic() - begun)
             self._expect(process, 0)
         self._seconds, self._save_seconds = time.monotonic() - started, float(np.median(saves))
         self._compare(again)
-        print(
-            f"undisturbed: {self._seconds:.1f} s, {self._save_seconds:.2f} s of them for each save",
-            flush=True,
-        )
+        print(f"undisturbed: {self._seconds:.1f} s, each save {self._save_seconds:.2f} s", flush=True)
 
     def _killed(self, kills: int) -> None:
-        """One run that is killed until it finishes."""
+        """Kills one run until it finishes or there were enough kills."""
         self.tally.runs += 1
         run = self.output / "workdirs" / f"killed_{self.tally.runs}"
-        checkpoints = Workdir(run).checkpoints
         whole: set[int] = set()
         own_kills, expected = 0, 0
         while True:
@@ -182,7 +139,7 @@ class Faults:
                 if not self._enough(kills):
                     self._kill(process, run, left=1 - expected / NUM_STEPS)
                 status = process.wait(PATIENCE)
-            step = resumed_from(self._log.read_text("utf-8", "replace"))
+            step = files.resumed_from(self._text())
             if own_kills and step is not None:
                 self.tally.resumed_from.append(step)
             if step not in (None, expected):
@@ -190,31 +147,36 @@ class Faults:
             if status != -signal.SIGKILL:
                 break
             own_kills += 1
-            self.tally.kills += 1
-            in_save = unfinished_saves(checkpoints)
-            self.tally.kills_in_save += bool(in_save)
-            whole |= set(whole_steps(checkpoints))
-            for lost in lost_checkpoints(checkpoints, whole, keep=KEEP):
-                self.tally.lost_checkpoints += 1
-                self._fail(f"{self._log.name}: checkpoint {lost} of {run.name} is lost")
-            for name in half_written(run):
-                self.tally.half_written += 1
-                self._fail(f"{self._log.name}: {name} of {run.name} is half-written")
+            whole |= set(files.whole_steps(Workdir(run).checkpoints))
             expected = max(whole, default=0)
-            steps_lost = max(0, last_recorded_step(run) - expected)
-            self.tally.most_steps_lost = max(self.tally.most_steps_lost, steps_lost)
-            if steps_lost > SAVE_EVERY:
-                self._fail(f"{self._log.name}: {steps_lost} steps are lost")
-            where = f"inside the save of step {max(in_save)}" if in_save else "outside of a save"
-            print(f"kill {self.tally.kills}: {run.name}, {where}, step {expected} is whole", flush=True)
+            self._inspect(run, whole)
         if status != 0:
             self._fail(f"{self._log.name}: ended with status {status}")
         elif self._compare(run):
             self.tally.identical += own_kills
             print(f"{run.name}: finished after {own_kills} kills, identical", flush=True)
 
+    def _inspect(self, run: pathlib.Path, whole: set[int]) -> None:
+        """Counts a kill, and the losses after it; `whole` are the steps that were ever completely saved."""
+        checkpoints = Workdir(run).checkpoints
+        in_save, newest = files.unfinished_saves(checkpoints), max(whole, default=0)
+        self.tally.kills += 1
+        self.tally.kills_in_save += bool(in_save)
+        for lost in files.lost_checkpoints(checkpoints, whole, keep=KEEP):
+            self.tally.lost_checkpoints += 1
+            self._fail(f"{self._log.name}: checkpoint {lost} of {run.name} is lost")
+        for name in files.half_written(run):
+            self.tally.half_written += 1
+            self._fail(f"{self._log.name}: {name} of {run.name} is half-written")
+        steps_lost = max(0, files.last_recorded_step(run) - newest)
+        self.tally.most_steps_lost = max(self.tally.most_steps_lost, steps_lost)
+        if steps_lost > SAVE_EVERY:
+            self._fail(f"{self._log.name}: {steps_lost} steps are lost")
+        where = f"inside the save of step {max(in_save)}" if in_save else "outside of a save"
+        print(f"kill {self.tally.kills}: {run.name}, {where}, step {newest} is whole", flush=True)
+
     def _kill(self, process: subprocess.Popen, run: pathlib.Path, *, left: float) -> None:
-        """Kills at a moment of the time that is `left` of the run, or a moment after a save has begun."""
+        """Kills at a random time of the share `left` of the run, or shortly after a save has begun."""
         if self.rng.random() < 0.5:
             self._wait(process, self.rng.uniform(0, left * self._seconds))
         else:
@@ -227,33 +189,33 @@ class Faults:
         process.kill()
 
     def _terminated(self) -> float:
-        """A run that is told to stop, and goes on; returns how long it took to obey."""
+        """Stops a run by SIGTERM and resumes it; returns the seconds until it stopped."""
         run = self.output / "workdirs" / "terminated"
         with self._start(run) as process:
-            while process.poll() is None and last_recorded_step(run) == 0:
+            while process.poll() is None and files.last_recorded_step(run) == 0:
                 time.sleep(0.01)
             self._wait(process, self.rng.uniform(0, 0.2 * self._seconds))
-            told = time.monotonic()
+            sent = time.monotonic()
             process.terminate()
             self._expect(process, 143)
-            seconds = round(time.monotonic() - told, 2)
+            seconds = round(time.monotonic() - sent, 2)
         if seconds > GRACE:
-            self._fail(f"SIGTERM was obeyed after {seconds} s, not within {GRACE}")
-        step = max(whole_steps(Workdir(run).checkpoints), default=0)
-        if step != last_recorded_step(run):
-            self._fail(f"SIGTERM left step {step} saved, and {last_recorded_step(run)} recorded")
+            self._fail(f"SIGTERM stopped the run after {seconds} s, not within {GRACE}")
+        step = max(files.whole_steps(Workdir(run).checkpoints), default=0)
+        if step != files.last_recorded_step(run):
+            self._fail(f"SIGTERM left step {step} saved, and {files.last_recorded_step(run)} recorded")
         self._go_on(run, step)
-        print(f"SIGTERM: obeyed after {seconds} s, at step {step}", flush=True)
+        print(f"SIGTERM: stopped after {seconds} s, at step {step}", flush=True)
         return seconds
 
     def _damaged(self, how: str) -> str:
-        """A finished run whose newest checkpoint is spoilt; returns the file."""
+        """Damages the newest checkpoint of a finished run and resumes it; returns the file."""
         run = self.output / "workdirs" / how
         shutil.copytree(self.reference, run)
         checkpoints = Workdir(run).checkpoints
-        name = damage(checkpoints / str(NUM_STEPS), self.rng, how=how)
+        name = files.damage(checkpoints / str(NUM_STEPS), self.rng, how=how)
         self._go_on(run, NUM_STEPS - SAVE_EVERY)
-        if "is not sound and is skipped" not in self._log.read_text("utf-8", "replace"):
+        if "is not sound and is skipped" not in self._text():
             self._fail(f"{self._log.name}: does not warn of {name}")
         if not (checkpoints / f"{NUM_STEPS}.unsound").is_dir():
             self._fail(f"{run.name}: the damaged checkpoint is not put aside")
@@ -261,16 +223,16 @@ class Faults:
         return name
 
     def _go_on(self, run: pathlib.Path, step: int) -> None:
-        """Starts a run again, which should go on from `step` and end as the undisturbed one."""
+        """Starts a run again; it should go on from `step` and end like the undisturbed one."""
         with self._start(run) as process:
             self._expect(process, 0)
-        found = resumed_from(self._log.read_text("utf-8", "replace"))
+        found = files.resumed_from(self._text())
         if found != step:
             self._fail(f"{self._log.name}: went on from step {found}, not from {step}")
         self._compare(run)
 
     def _compare(self, run: pathlib.Path) -> bool:
-        found = differences(self.reference, run, step=NUM_STEPS)
+        found = files.differences(self.reference, run, step=NUM_STEPS)
         for difference in found:
             self._fail(f"{run.name} differs: {difference}")
         return not found
@@ -284,20 +246,20 @@ class Faults:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         with self._log.open("wb") as log:
+            streams = {"stdout": log, "stderr": subprocess.STDOUT}
             return Started(
-                command(run, self.output / "data"),
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                command(run, self.output / "data"), cwd=ROOT, env=os.environ | environment, **streams
             )
+
+    def _text(self) -> str:
+        return self._log.read_text("utf-8", "replace")
 
     def saves(self, process: subprocess.Popen, run: pathlib.Path) -> Iterator[float]:
         """Yields the time whenever a save of the process begins."""
         checkpoints = Workdir(run).checkpoints
-        seen, deadline = unfinished_saves(checkpoints), time.monotonic() + PATIENCE
+        seen, deadline = files.unfinished_saves(checkpoints), time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
-            found = unfinished_saves(checkpoints)
+            found = files.unfinished_saves(checkpoints)
             if found - seen:
                 yield time.monotonic()
             seen = found
@@ -311,7 +273,7 @@ class Faults:
 
     def _expect(self, process: subprocess.Popen, status: int) -> None:
         if process.wait(PATIENCE) != status:
-            tail = self._log.read_text("utf-8", "replace")[-2000:]
+            tail = self._text()[-2000:]
             raise RuntimeError(f"{self._log} ended with {process.returncode}, not {status}:\n{tail}")
 
     def _fail(self, text: str) -> None:
@@ -327,9 +289,9 @@ class Started(subprocess.Popen):
         super().__exit__(*exception)
 
 
-def _main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.WARNING)  # orbax tells of each restore
+def main(_: list[str]) -> None:
+    """Runs all checks, prints and writes the result, and exits with 1 after a failure."""
+    logging.set_verbosity(logging.WARNING)  # orbax logs each restore
     output = pathlib.Path(_OUTPUT.value)
     result = {"seed": _SEED.value, **Faults(output, seed=_SEED.value).run(_KILLS.value)}
     write_json(output / "faults.json", result)
@@ -340,7 +302,7 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs; a quarter of them at least fall inside a save.")
+    _KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs; at least a quarter of them fall inside a save.")
     _OUTPUT = flags.DEFINE_string("output", "runs/faults", "Folder of the runs and of the result.")
     _SEED = flags.DEFINE_integer("seed", 0, "Another seed kills at other moments.")
-    app.run(_main)
+    cli.start(main)

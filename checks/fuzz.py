@@ -1,12 +1,12 @@
-"""Damages small files at random, and sees to it that the readers of untrusted files stand it.
+"""Damages small files at random, and checks that the readers of untrusted files read or refuse them.
 
     python -m checks.fuzz --output=runs/fuzz
 
-Annotations in the formats of COCO and VOC, images, and weight files are made from sound ones by random changes
+Annotations in the formats of COCO and VOC, images, and weight files are made from valid ones by random changes
 (`fuzz_seeds.py`). A reader may read such a file or refuse it with the error that it documents, in five seconds and one
-gigabyte (`fuzz_readers.py`). Anything else counts as a crash or as a hang, and its file is kept in `crashes/`. So does
-every file whose reading runs code, starts a program, connects to anything or opens a file for writing; Python's audit
-events tell.
+gigabyte (`fuzz_readers.py`). Anything else counts as a crash or as a hang, and its file is kept in `crashes/`. A file
+whose reading runs code, starts a program, connects to anything or opens a file for writing counts as a crash too;
+Python's audit events show it.
 
 A case is a function of its kind, its number and the seed. Writes fuzz.json, and exits with 1 if there was a crash or a
 hang.
@@ -30,23 +30,25 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from checks.fuzz_readers import Outcome, Readers, make_case, read_file, seeds_of
+from klbox_jax import cli
+from klbox_jax.files import write_json
 
 MEMORY = 2**30
 CASES_OF_A_WORKER = 2000
-# After so many seconds without an answer, its imports among them, a worker hangs where no signal reaches it.
+# A worker without an answer for so many seconds, its imports included, hangs where no signal reaches it.
 PATIENCE = 80.0
 WORKERS = 2
 
 
 def _work(pipe: connection.Connection, kind: str, start: int, stop: int, seed: int) -> None:
-    """A worker: sends the outcome of each case."""
+    """Sends the outcome of each case; the function of a worker process."""
     warnings.simplefilter("ignore")
     python_logging.disable(python_logging.CRITICAL)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the libraries of some formats print their complaints
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries of some formats print errors
     # Modules that are imported when they are first needed.
     Image.init()
     for encoding in ("raw_unicode_escape", "unicode_escape"):
@@ -63,9 +65,9 @@ def _work(pipe: connection.Connection, kind: str, start: int, stop: int, seed: i
 
 
 def fuzz(counts: dict[str, int], *, seed: int) -> Iterator[Outcome]:
-    """Yields the outcome of every case, read by two processes that are replaced now and then."""
+    """Yields the outcome of every case, read by two processes that are replaced regularly."""
     context = multiprocessing.get_context("forkserver")
-    # What takes long to import is imported once.
+    # Slow imports are done once.
     context.set_forkserver_preload([Readers.__module__])
     waiting = [
         (kind, start, min(start + CASES_OF_A_WORKER, count))
@@ -105,7 +107,7 @@ def fuzz(counts: dict[str, int], *, seed: int) -> Iterator[Outcome]:
 
 
 def normalized(message: str) -> str:
-    """Returns a message without what differs from case to case."""
+    """Returns a message without the parts that differ between cases."""
     message = re.sub(r"refused to load .*?, which", "refused to load ..., which", message)
     message = re.sub(r"0x[0-9a-f]+", "#", message)
     message = re.sub(r"'[^']*'|\"[^\"]*\"|b'.*?'", "'...'", message)
@@ -114,7 +116,7 @@ def normalized(message: str) -> str:
 
 
 def summarize(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Returns what fuzz.json holds."""
+    """Returns the content of fuzz.json."""
     verdicts = collections.Counter((outcome.group, outcome.verdict) for outcome in outcomes)
     groups = sorted({group for group, _ in verdicts})
     total = {group: sum(n for (other, _), n in verdicts.items() if other == group) for group in groups}
@@ -144,21 +146,18 @@ def run(counts: dict[str, int], *, seed: int, output: pathlib.Path) -> dict[str,
         outcomes.append(outcome)
         if outcome.verdict in ("crash", "hang"):
             name, data, _ = make_case(outcome.kind, outcome.index, seed)
-            folder = output / "crashes"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{outcome.kind}_{outcome.index}_{name}"
+            path = output / "crashes" / f"{outcome.kind}_{outcome.index}_{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            path.with_name(f"{path.name}.txt").write_text(
-                f"{outcome.verdict}\n{outcome.text}", "utf-8", "replace"
-            )
+            text = f"{outcome.verdict}\n{outcome.text}"
+            path.with_name(f"{path.name}.txt").write_text(text, "utf-8", "replace")
     summary = {"seed": seed, **summarize(outcomes), "seconds": round(time.monotonic() - started, 1)}
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "fuzz.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_json(output / "fuzz.json", summary)
     return summary
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def main(_: list[str]) -> None:
+    """Runs all cases, prints the summary, and exits with 1 after a crash or a hang."""
     # Two files of three are COCO's: it has more to get wrong.
     voc = _ANNOTATIONS.value // 3
     counts = {
@@ -180,4 +179,4 @@ if __name__ == "__main__":
     _WEIGHTS = flags.DEFINE_integer("weights", 20_000, "Weight files.")
     _SEED = flags.DEFINE_integer("seed", 0, "Another seed makes other files.")
     _OUTPUT = flags.DEFINE_string("output", "runs/fuzz", "Folder of the result.")
-    app.run(_main)
+    cli.start(main)

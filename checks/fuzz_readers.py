@@ -1,4 +1,4 @@
-"""Writes one damaged file after the other, reads it as the package would, and tells what became of it."""
+"""Writes damaged files, reads them like the package does, and returns the outcome of each."""
 
 import contextlib
 import dataclasses
@@ -26,50 +26,36 @@ from klbox_jax.weights.safetensors_file import load_params
 from klbox_jax.weights.torch_file import read_torch_file
 
 SECONDS = 5.0
+# Beginnings of the names of audit events that reading a file must not cause.
 EVENTS = (
-    "exec",
-    "compile",
-    "ctypes",
-    "os.system",
-    "os.exec",
-    "os.fork",
-    "os.posix_spawn",
-    "os.remove",
-    "os.rename",
-)
-EVENTS += ("os.spawn", "os.startfile", "pty.", "shutil.", "socket.", "subprocess.", "urllib.", "webbrowser.")
+    "exec", "compile", "ctypes", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename",
+    "os.spawn", "os.startfile", "pty.", "shutil.", "socket.", "subprocess.", "urllib.", "webbrowser.",
+)  # fmt: skip
 KINDS = tuple(SEEDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a case.
+    """The outcome of a case."""
 
-    Attributes:
-        kind, index: the case.
-        name: of the sound file that it was made from; empty where the worker cannot tell any more.
-        verdict: "read", "refused", "crash" or "hang".
-        text: the message, or the traceback.
-    """
-
-    kind: str
+    kind: str  # kind and index: the case
     index: int
-    name: str
-    verdict: str
-    text: str = ""
+    name: str  # of the sound file that it was made from; empty where the worker cannot tell any more
+    verdict: str  # "read", "refused", "crash" or "hang"
+    text: str = ""  # the message, or the traceback
 
     @property
     def group(self) -> str:
-        """What shares are given for: each layout of weights, and each other kind."""
+        """The group of the shares: each layout of weights, and each other kind."""
         return f"{self.kind}/{self.name}" if self.kind == "weights" else self.kind
 
 
 class _TooSlowError(BaseException):
-    """Goes through every `except Exception` of a reader."""
+    """Passes through every `except Exception` of a reader."""
 
 
 def read_file(kind: str, path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Reads a file as the package would."""
+    """Reads a file like the package does."""
     if kind == "coco":
         on_fault = raise_fault if rng.random() < 0.5 else [].extend
         files = CocoFiles(images=ImageRules(check=False))
@@ -113,7 +99,7 @@ class Readers:
     """Writes cases to a folder of their own and reads them; a context manager."""
 
     def __init__(self, *, watch: bool):
-        """With `watch`, whatever reading does beyond reading counts as a crash, for the rest of the process."""
+        """Makes the folder. With `watch`, any action besides reading counts as a crash, for the rest of the process."""
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz_")
         root = pathlib.Path(self._folder.name)
         for folder in ("annotations", "train", "VOC2007/ImageSets/Main", "VOC2007/Annotations"):
@@ -143,33 +129,31 @@ class Readers:
             self._events.append(f"{event} {arguments}"[:500])
 
     def path(self, kind: str, name: str) -> pathlib.Path:
-        """Returns where a case is read from."""
+        """Returns the path of a case."""
         places = {"coco": "annotations/instances_train.json", "voc": "VOC2007/Annotations/1.xml"}
         return self._root / places.get(kind, name)
 
     def run(self, kind: str, index: int, seed: int) -> Outcome:
-        """Returns what becomes of a case."""
+        """Writes and reads a case, and returns the outcome."""
         name, data, rng = make_case(kind, index, seed)
         path = self.path(kind, name)
         path.write_bytes(data)
         self._events.clear()
+        verdict, text = "read", ""
         try:
             with _time_limit(SECONDS), self._reading():
                 read_file(kind, path, rng)
-            outcome = Outcome(kind, index, name, "read")
         except _TooSlowError:
-            outcome = Outcome(kind, index, name, "hang", traceback.format_exc())
+            verdict, text = "hang", traceback.format_exc()
         except (DataError, WeightFileError) as error:
-            text = str(error).replace(str(self._root), "")
+            verdict, text = "refused", str(error).replace(str(self._root), "")
             if len(text) > 2000 or "\n" in text:
-                outcome = Outcome(kind, index, name, "crash", f"the message is no sentence: {text}")
-            else:
-                outcome = Outcome(kind, index, name, "refused", text)
+                verdict, text = "crash", f"the message is no sentence: {text}"
         except BaseException:
-            outcome = Outcome(kind, index, name, "crash", traceback.format_exc())
+            verdict, text = "crash", traceback.format_exc()
         if self._events:
-            return Outcome(kind, index, name, "crash", "\n".join(self._events))
-        return outcome
+            verdict, text = "crash", "\n".join(self._events)
+        return Outcome(kind, index, name, verdict, text)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

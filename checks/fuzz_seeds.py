@@ -1,4 +1,4 @@
-"""Small sound files of every kind that a stranger may give us, and the ways in which they are damaged."""
+"""Valid seed files of every untrusted input format, and the ways in which they are damaged."""
 
 import copy
 import io
@@ -18,19 +18,9 @@ from PIL import Image
 Rng = np.random.Generator
 
 SIZE = (24, 32)  # height and width of every image
-NUMBERS = (
-    b"0",
-    b"-1",
-    b"1e308",
-    b"99999999999999999999",
-    b"2147483648",
-    b"NaN",
-    b"1e-9",
-    b"4294967295",
-    b"7",
-)
+NUMBERS = tuple(b"0 -1 1e308 99999999999999999999 2147483648 NaN 1e-9 4294967295 7".split())
 WORDS = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
-# Changes of a file at most; so many that some files of every kind are still read.
+# The most changes of a file, chosen so that some files of every kind are still read.
 STRENGTHS = {"coco": 3, "voc": 1, "images": 3, "weights": 2}
 JSON_VALUES = (
     None, True, -1, 0, 1, 2, 3.5, 1e308, -1e30, 10**30, 2**31, 2**53, math.nan, math.inf, "", "7", "../../x", "a\0b",
@@ -49,16 +39,9 @@ def coco_seeds() -> dict[str, bytes]:
     polygon = [[1.0, 2.0, 9.5, 2.0, 9.5, 8.0, 1.0, 8.0]]
     masks = (polygon, {"size": [height, width], "counts": [10, 5, 753]}, polygon * 2)
     annotations = [
-        {
-            "id": 10 + i,
-            "image_id": i % 4,
-            "category_id": 1 + i % 2,
-            "bbox": [1 + i, 2, 9.5, 6],
-            "area": 57.0,
-            "iscrowd": i % 3 // 2,
-            "segmentation": masks[i % 3],
-            "attributes": {"occluded": False, "score": 0.25, "tags": ["a", "b", [1, 2]]},
-        }
+        {"id": 10 + i, "image_id": i % 4, "category_id": 1 + i % 2, "iscrowd": i % 3 // 2}
+        | {"bbox": [1 + i, 2, 9.5, 6], "area": 57.0, "segmentation": masks[i % 3]}
+        | {"attributes": {"occluded": False, "score": 0.25, "tags": ["a", "b", [1, 2]]}}
         for i in range(6)
     ]
     content = {
@@ -152,18 +135,13 @@ def _text(value: str) -> bytes:
 
 
 def _torch_tensor(key: str, numel: int) -> bytes:
-    """Pickle opcodes of a flat tensor as torch writes it; the names need not exist here."""
+    """Pickle opcodes of a flat tensor in torch's format; the named classes need not exist here."""
     storage = b"((" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(key) + _text("cpu")
     count = b"M" + struct.pack("<H", numel)
     storage += count + b"tQ"
     shape = count + b"\x85K\x01\x85"
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n"
-        + storage
-        + b"K\x00"
-        + shape
-        + b"\x89ccollections\nOrderedDict\n)RtR"
-    )
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + b"K\x00" + shape
+    return tensor + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
 def _zip(members: dict[str, bytes]) -> bytes:
@@ -212,7 +190,7 @@ def mutate_json(data: bytes, rng: Rng) -> bytes:
     content = json.loads(data)
     for _ in range(int(rng.integers(1, 4))):
         _mutate_value(content, rng)
-    # Nested lists are written in the text: no writer of JSON makes them so deep.
+    # Deep nesting is written into the text: no JSON writer makes such deep lists.
     text = re.sub(r'"nested (\d+)"', lambda m: "[" * int(m[1]) + "]" * int(m[1]), json.dumps(content))
     return text.encode()
 
@@ -241,10 +219,10 @@ def _mutate_value(node: Any, rng: Rng) -> None:
 
 
 def mutate_zip(data: bytes, rng: Rng, others: list[bytes]) -> bytes:
-    """Returns the archive made anew with one member changed, so that its checksums are right."""
+    """Returns the archive with one member changed and its checksums right."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    # The pickle is what can go wrong in most ways.
+    # The pickle can fail in most ways.
     names = list(members)
     name = names[0] if rng.random() < 0.5 else names[int(rng.integers(len(names)))]
     members[name] = mutate_bytes(members[name], rng, others, strength=3)

@@ -36,9 +36,7 @@ from klbox_jax.report import columns
 from klbox_jax.report.columns import Column
 from klbox_jax.report.tables import METRICS
 from klbox_jax.train.checkpoints import restore_params
-from klbox_jax.train.job import Job
 from klbox_jax.train.run_evaluation import Evaluation
-from klbox_jax.train.workdir import Workdir
 
 _STAGE = flags.DEFINE_enum(
     "stage",
@@ -148,7 +146,7 @@ def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
     split = load_config(seed).data.calibration_split
     config = load_config(seed, **{"data.eval_split": split})
     # In a folder of its own: results on these images must not be taken for results on the validation images.
-    job = Job(config=config, workdir=Workdir(workdir / "beyond" / "choose"))
+    job = runs.job_of(config, workdir / "beyond" / "choose")
     step, params = restore_params(network / "checkpoints")
     if step != job.total_steps:
         raise ValueError(
@@ -225,7 +223,7 @@ def rows_of_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
 def report(workdir: pathlib.Path) -> str:
     """Evaluates, writes beyond.md, beyond.json and the plot, and returns the text."""
     rows_by_seed = [rows_of_seed(seed, workdir) for seed in seeds_of_report()]
-    source = Job(config=load_config(runs.SEED.value), workdir=Workdir(workdir)).eval_source
+    source = runs.job_of(load_config(runs.SEED.value), workdir).eval_source
     truth = source.coco_ground_truth()
     matched, correlations = {}, {}
     for row in (row for rows in rows_by_seed for row in rows):

@@ -38,22 +38,16 @@ MEASURED_CLASS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: first cell of the row.
-        level, multiplicity, asymmetric, missed_share: arguments of `fit_intervals`.
-        whole_images: True for boxes that come in images; otherwise each is of an image of its own.
-        promise: `exact`: from the coverage that was asked to 1 / (n + 1) more, for n units. `risk`: to 2 / (n + 1)
-            more. `at least`: no upper bound. `none`: nothing.
-    """
-
-    name: str
-    level: str = "box"
+    name: str  # first cell of the row
+    level: str = "box"  # level and multiplicity and asymmetric and missed_share: arguments of `fit_intervals`
     multiplicity: str = "max"
     asymmetric: bool = False
     missed_share: float = 0.0
-    whole_images: bool = False
+    whole_images: bool = False  # True for boxes that come in images; otherwise each is of an image of its own
+    # `exact`: from the coverage that was asked to 1 / (n + 1) more, for n units. `risk`: to 2 / (n + 1) more. `at
+    # least`: no upper bound. `none`: nothing.
     promise: str = "exact"
 
 
@@ -100,19 +94,12 @@ def draw_boxes(rng: np.random.Generator, num_images: int, *, whole_images: bool)
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """Intervals fitted once and tried on other boxes.
+    """Intervals fitted once and tried on other boxes."""
 
-    Attributes:
-        coverage: of the units that the level promises something for; 1 where the intervals are infinite.
-        images_below: share of images with less than 80 % of their boxes covered.
-        num_units: number of units that the quantile was fitted to.
-        is_infinite: True if the intervals are.
-    """
-
-    coverage: float
-    images_below: float
-    num_units: int
-    is_infinite: bool
+    coverage: float  # of the units that the level promises something for; 1 where the intervals are infinite
+    images_below: float  # share of images with less than 80 % of their boxes covered
+    num_units: int  # number of units that the quantile was fitted to
+    is_infinite: bool  # True if the intervals are
 
 
 def simulate(setting: Setting, num: int, seed: Sequence[int]) -> Draw | None:

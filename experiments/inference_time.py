@@ -31,7 +31,7 @@ from klbox_jax.report.paper import PAPER_TABLE4
 from klbox_jax.report.tables import LABELS, marked, meanings
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir, current_versions
+from klbox_jax.train.workdir import current_versions
 
 _REPEATS = flags.DEFINE_integer("repeats", 21, "Timed runs of each eval step of Table 4.")
 
@@ -70,7 +70,7 @@ def prepare(family: str) -> tuple[dict[str, Callable[[], object]], int]:
         network = Network(family, row.loss)
         config = network.config()
         run(config, str(network.workdir), "train")
-        job = Job(config=config, workdir=Workdir(network.workdir))
+        job = runs.job_of(config, network.workdir)
         params, own_batch = load_on_device(job)
         batch = own_batch if batch is None else batch
         settings = {row.name: runs.postprocess_settings(config, row)}

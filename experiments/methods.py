@@ -32,23 +32,14 @@ from klbox_jax.evaluation.confidence import student_interval
 from klbox_jax.evaluation.eval_step import detect_batch
 from klbox_jax.files import read_json, write_json
 from klbox_jax.report import columns
-from klbox_jax.report.columns import interval_text, number
+from klbox_jax.report.columns import interval_text, number, numbers
 from klbox_jax.report.tables import LABELS, markdown_table
-from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir
 
 _NETWORKS = flags.DEFINE_list("networks", [], "Only these networks; all by default.")
 
 VARIANCE_LOSSES = (
-    "kl",
-    "kl_note",
-    "gaussian_nll",
-    "beta_nll",
-    "laplace_nll",
-    "gaussian_kl",
-    "lasernet_kl",
-    "energy_score",
-    "direct_moment_matching",
+    *("kl", "kl_note", "gaussian_nll", "beta_nll", "laplace_nll", "gaussian_kl", "lasernet_kl"),
+    *("energy_score", "direct_moment_matching"),
 )
 # `kl_piecewise` is the same function as `kl`, so it has no network of its own.
 NETWORKS = ("smooth_l1", "l1", *VARIANCE_LOSSES, "iou_net")
@@ -58,6 +49,12 @@ METRICS = ("AP", "AP50", "AP75", "AP90")
 # Timed runs of each post-processing.
 REPEATS = 9
 UNCERTAINTY = ("NLL", "coverage_1sigma", "spearman_sigma_error")
+# The stages of IoU-Net: text, row, and the row before.
+IOU_NET_STAGES = (
+    ("IoU head, unused, over smooth_l1", "iou_net-hard-none", "smooth_l1-hard-none"),
+    ("+ IoU-guided NMS", "iou_net-iou_guided-none", "iou_net-hard-none"),
+    ("+ refinement", "iou_net-iou_guided-none-refined", "iou_net-iou_guided-none"),
+)
 
 
 def rows_of(network: str) -> tuple[Row, ...]:
@@ -82,15 +79,12 @@ def rows_of(network: str) -> tuple[Row, ...]:
     if network != "kl":
         return (*plain, row("hard", "variance"), row("soft_gaussian", "variance"))
     # Ours, `variance_score`, is not here: experiments/beyond.py chooses and measures it.
+    suppressions = ("hard", "soft_linear", "soft_gaussian")
     votings = ("variance", "iou", "iou_score", "box_voting", "wbf", "bayes")
     return (
         *plain,
         row("soft_linear", "none"),
-        *(
-            row(suppression, voting)
-            for suppression in ("hard", "soft_linear", "soft_gaussian")
-            for voting in votings
-        ),
+        *(row(suppression, voting) for suppression in suppressions for voting in votings),
         row("soft_gaussian", "variance", "fused", voting_variance="fused"),
         row("soft_gaussian", "variance", "winner", voting_variance="winner"),
     )
@@ -123,7 +117,7 @@ def postprocess_milliseconds(config, workdir: pathlib.Path, rows: Sequence[Row])
     known = read_json(file) if file.exists() else {}
     missing = [row for row in rows if row.name not in known]
     if missing:
-        job = Job(config=config, workdir=Workdir(workdir))
+        job = runs.job_of(config, workdir)
         params, batch = load_on_device(job)
 
         @jax.jit
@@ -172,54 +166,39 @@ class Claim:
 
     def cells(self) -> list[str]:
         """Returns name, each seed's difference, mean, its interval, and yes if all are above 0."""
-        values = np.array(self.differences)
-        return [
-            self.name,
-            "  ".join(f"{value:+.2f}" for value in values),
-            f"{values.mean():+.2f}",
-            interval_text(student_interval(self.differences)),
-            "yes" if (values > 0).all() else "no",
-        ]
+        by_seed, mean = "  ".join(f"{value:+.2f}" for value in self.differences), np.mean(self.differences)
+        interval = interval_text(student_interval(self.differences))
+        return [self.name, by_seed, f"{mean:+.2f}", interval, "yes" if min(self.differences) > 0 else "no"]
 
 
 def claims(rows: Sequence[Mapping], seeds: Sequence[int]) -> list[Claim]:
-    """Returns the gains of the losses over smooth-L1, and of each stage of IoU-Net over the one before."""
+    """Returns the gains of the losses over smooth-L1, and of each stage of IoU-Net over the one before.
+
+    A gain is over the seeds for which both networks are trained; one without such a seed is left out.
+    """
     trained = {(row["loss"], row["seed"]) for row in rows}
-    by_name = {(row["name"], row["seed"]): row for row in rows}
-    pairs = {
-        f"{network} over smooth_l1, best rows": (
-            functools.partial(best, rows, network),
-            functools.partial(best, rows, "smooth_l1"),
-            (network, "smooth_l1"),
-        )
-        for network in VARIANCE_LOSSES
-    }
-    stages = (
-        ("IoU head, unused, over smooth_l1", "iou_net-hard-none", "smooth_l1-hard-none"),
-        ("+ IoU-guided NMS", "iou_net-iou_guided-none", "iou_net-hard-none"),
-        ("+ refinement", "iou_net-iou_guided-none-refined", "iou_net-iou_guided-none"),
-    )
-    for name, ours, base in stages:
-        pairs[name] = (
-            lambda seed, ours=ours: by_name[ours, seed],
-            lambda seed, base=base: by_name[base, seed],
-            ("iou_net", "smooth_l1"),
-        )
-    found = []
-    for name, (ours, base, needed) in pairs.items():
-        used = [seed for seed in seeds if all((network, seed) in trained for network in needed)]
-        if used:
-            found.append(Claim(name, tuple(ours(seed)["AP90"] - base(seed)["AP90"] for seed in used)))
-    return found
+    by_name = {(row["name"], row["seed"]): row["AP90"] for row in rows}
+    differences: dict[str, list[float]] = {}
+    for seed in seeds:
+        if ("smooth_l1", seed) not in trained:
+            continue
+        base = best(rows, "smooth_l1", seed)["AP90"]
+        for network in VARIANCE_LOSSES:
+            if (network, seed) in trained:
+                name = f"{network} over smooth_l1, best rows"
+                differences.setdefault(name, []).append(best(rows, network, seed)["AP90"] - base)
+        for name, ours, theirs in IOU_NET_STAGES:
+            if ("iou_net", seed) in trained:
+                gain = by_name[ours, seed] - by_name[theirs, seed]
+                differences.setdefault(name, []).append(gain)
+    return [Claim(name, tuple(gains)) for name, gains in differences.items()]
 
 
 def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
     """Returns the tables: the losses, the post-processings of the KL network, IoU-Net's stages, the differences."""
     row_columns = [
-        *map(columns.text, LABELS),
-        *map(number, METRICS),
-        *(number(key, ".3f") for key in UNCERTAINTY),
-        *(number("post_ms", ".2f"), number("seed", "d"), number("steps", "d"), number("seconds", ".0f")),
+        *(*map(columns.text, LABELS), *numbers(".1f", METRICS), *numbers(".3f", UNCERTAINTY)),
+        *(number("post_ms", ".2f"), *numbers("d", ("seed", "steps")), number("seconds", ".0f")),
     ]
     seeds = sorted({row["seed"] for row in rows})
     networks = [name for name in NETWORKS if any(row["loss"] == name for row in rows)]
@@ -231,22 +210,21 @@ def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> st
         "choice was made on the images of the table:",
         columns.table(row_columns, [best(rows, name, first) for name in networks]),
     ]
-    for title, network in (
-        ("Each post-processing on the KL network:", "kl"),
-        ("IoU-Net on a smooth-L1 network, stage by stage:", "iou_net"),
-    ):
+    titles = {
+        "kl": "Each post-processing on the KL network:",
+        "iou_net": "IoU-Net on a smooth-L1 network, stage by stage:",
+    }
+    for network, title in titles.items():
         if network in networks:
             of_network = [row for row in of_seed if row["loss"] == network]
             parts += [title, columns.table(row_columns, of_network)]
     differences = claims(rows, seeds)
     if differences:
+        headings = ("difference", "by seed", "mean", "95 % interval", "all above 0")
+        cells = [claim.cells() for claim in differences]
         parts += [
             f"Differences in AP90 by seed ({', '.join(map(str, seeds))} where trained):",
-            markdown_table(
-                ("difference", "by seed", "mean", "95 % interval", "all above 0"),
-                [claim.cells() for claim in differences],
-                text_columns=("by seed", "95 % interval", "all above 0"),
-            ),
+            markdown_table(headings, cells, text_columns=(headings[1], *headings[3:])),
         ]
     return columns.page(
         *parts,

@@ -37,30 +37,20 @@ _TABLE = flags.DEFINE_enum("table", None, ["2", "3", "4", "5", "6"], "Table of t
 
 @dataclasses.dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Attributes:
-        name: of the table, such as `table2`.
-        heads: by preset, the network family (a key of `networks.FAMILIES`) by the name of the head or backbone that
-            precedes the names of its rows; "" for a table of one family.
-        rows: of every head.
-        paper: the paper's numbers.
-        setting: detector and data of the paper's numbers.
-        mini: the detectors that replace the paper's at `--preset=mini`, for the notes.
-        metrics: columns of ours.
-        headlines: metrics for which the paper's value and gain are printed next to our gains.
-        voc: evaluate by VOC 2007's protocol too.
-    """
-
-    name: str
+    name: str  # of the table, such as `table2`
+    # by preset, the network family (a key of `networks.FAMILIES`) by the name of the head or backbone that precedes
+    # the names of its rows; "" for a table of one family.
     heads: Mapping[str, Mapping[str, str]]
-    rows: tuple[Row, ...]
-    paper: Mapping[str, Mapping[str, paper.Cell]]
-    setting: str
-    mini: str
-    metrics: tuple[str, ...] = METRICS
+    rows: tuple[Row, ...]  # of every head
+    paper: Mapping[str, Mapping[str, paper.Cell]]  # the paper's numbers
+    setting: str  # detector and data of the paper's numbers
+    mini: str  # the detectors that replace the paper's at `--preset=mini`, for the notes
+    metrics: tuple[str, ...] = METRICS  # columns of ours
+    # metrics for which the paper's value and gain are printed next to our gains.
     headlines: tuple[str, ...] = ("AP",)
-    voc: bool = False
+    voc: bool = False  # evaluate by VOC 2007's protocol too
 
     def networks(self, preset: str) -> dict[tuple[str, Network], tuple[Row, ...]]:
         """Returns the rows of each head and network, in the order of the table."""

@@ -45,10 +45,7 @@ ROWS = {
     "kl_soft_nms": "KL Loss + soft-NMS",
     FULL: "KL Loss + voting + soft-NMS",
 }
-FURTHER_ROWS = {
-    "box_voting": "smooth-L1 + MR-CNN box voting",
-    "iou_net": "IoU-Net (guided NMS + refinement)",
-}
+FURTHER_ROWS = {"box_voting": "smooth-L1 + MR-CNN box voting", "iou_net": "IoU-Net (guided NMS + refinement)"}
 PAIRS = {
     ("soft_nms", "baseline"): "soft-NMS",
     ("kl", "baseline"): "KL Loss",
@@ -113,11 +110,7 @@ def noise_table() -> str:
             (f"full row {metric}", lambda name, metric=metric: value(name, metric)(FULL)),
             ("gain", lambda name, metric=metric: gain(name, metric)(FULL)),
         ]
-    lines = {
-        "table1_mini_noise0": "none",
-        "table1_mini": "as always",
-        "table1_mini_noise2": "twice that",
-    }
+    lines = {"table1_mini_noise0": "none", "table1_mini": "as always", "table1_mini_noise2": "twice that"}
     return table_of("label noise", lines, columns)()
 
 

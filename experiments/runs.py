@@ -51,26 +51,18 @@ CONFIGS = {
     "full": "configs/faster_rcnn_vgg16.py",
 }
 # Fields in which a preset differs from its config file. Those of the blood cells are fixed by docs/protocol.md.
-PRESET_FIELDS = {
-    "blood_cells": {"train.num_epochs": 6.0, "model.box_loss_settings.ramp_steps": 450},
-}
+PRESET_FIELDS = {"blood_cells": {"train.num_epochs": 6.0, "model.box_loss_settings.ramp_steps": 450}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: a network, and the post-processing of its predictions.
+    """A row of a table: a network, and the post-processing of its predictions."""
 
-    Attributes:
-        name: unique in its table; the folder of its results.
-        loss: `config.model.box_loss` of the network.
-        suppression, voting: fields of `PostprocessSettings`.
-        settings: further fields of `PostprocessSettings`.
-    """
-
-    name: str
-    loss: str
-    suppression: str
+    name: str  # unique in its table; the folder of its results
+    loss: str  # `config.model.box_loss` of the network
+    suppression: str  # suppression and voting: fields of `PostprocessSettings`
     voting: str
+    # further fields of `PostprocessSettings`.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def labels(self) -> dict[str, str]:
@@ -143,6 +135,11 @@ def command(path: str, arg: str, fields: Mapping[str, object], workdir: pathlib.
     return f"python -m klbox_jax.main --config={path}:{arg}{values} --workdir={workdir} --mode=train_and_eval"
 
 
+def job_of(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
+    """Returns the parts of a run: its model, data sets, folder and number of steps."""
+    return Job(config=config, workdir=Workdir(workdir))
+
+
 def postprocess_settings(config: ml_collections.ConfigDict, row: Row) -> PostprocessSettings:
     """Returns the post-processing of the config with the fields of the row."""
     fields = {"suppression": row.suppression, "voting": row.voting, **row.settings}
@@ -164,14 +161,11 @@ def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, rows: Sequence[Row]
 ) -> list[dict]:
     """Returns the table's entries for rows of one network; trains and evaluates only what is missing."""
-    job = Job(config=config, workdir=Workdir(workdir))
+    job = job_of(config, workdir)
     run(config, str(workdir), "train")
     metrics = evaluate_rows(config, workdir, job.total_steps, rows)
-    provenance = {
-        "seed": config.seed,
-        "steps": job.total_steps,
-        "seconds": round(training_seconds(job), 1),
-    }
+    seconds = round(training_seconds(job), 1)
+    provenance = {"seed": config.seed, "steps": job.total_steps, "seconds": seconds}
     return [row.labels() | metrics[row.name] | provenance for row in rows]
 
 

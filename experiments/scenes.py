@@ -66,12 +66,10 @@ def statistics(source: ScenesSource) -> dict:
 
 
 def _maps(image: np.ndarray) -> dict[str, np.ndarray]:
-    """Single-channel 8-bit maps in which objects might stand out."""
+    """Single-channel 8-bit maps in which objects might be visible."""
     lab, hsv = cv2.cvtColor(image, cv2.COLOR_RGB2LAB), cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     smooth = cv2.GaussianBlur(lab, (0, 0), 3).astype(np.float32)
-    border = np.concatenate(
-        [smooth[:8].reshape(-1, 3), smooth[-8:].reshape(-1, 3), smooth[:, :8].reshape(-1, 3)]
-    )
+    border = np.concatenate([strip.reshape(-1, 3) for strip in (smooth[:8], smooth[-8:], smooth[:, :8])])
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     raw = {
         "grey": grey,

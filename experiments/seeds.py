@@ -26,20 +26,13 @@ NUM_RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A metric of one row minus that of another, in points, seed by seed.
+    """A metric of one row minus that of another, in points, seed by seed."""
 
-    Attributes:
-        row, base: names of the rows.
-        metric: of `METRICS`.
-        by_seed: in the order of the seeds.
-        images: the interval over images, low and high.
-    """
-
-    row: str
+    row: str  # row and base: names of the rows
     base: str
-    metric: str
-    by_seed: tuple[float, ...]
-    images: tuple[float, float]
+    metric: str  # of `METRICS`
+    by_seed: tuple[float, ...]  # in the order of the seeds
+    images: tuple[float, float]  # the interval over images, low and high
 
     @property
     def mean(self) -> float:
@@ -67,15 +60,10 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Rows over several seeds.
+    """Rows over several seeds."""
 
-    Attributes:
-        means: each row once; see `mean_rows`.
-        differences: see `paired_differences`.
-    """
-
-    means: list[dict]
-    differences: list[Difference]
+    means: list[dict]  # each row once; see `mean_rows`
+    differences: list[Difference]  # see `paired_differences`
 
 
 def compare(
@@ -86,9 +74,9 @@ def compare(
     """Returns means and differences of rows.
 
     Args:
-        rows_by_seed: the same rows in the same order for each seed.
-        matched: by seed and name of the row, on one set of images.
-        pairs: names of a row and of its base, of each difference.
+        rows_by_seed: the same rows in the same order for each seed; with `METRICS`, `AP_by_iou`, `seed` and `seconds`.
+        matched: detections by seed and name of the row, on one set of images.
+        pairs: names of a row and of its base, for each difference.
 
     Raises:
         ValueError: the set of images is too small for a bootstrap.
@@ -98,42 +86,32 @@ def compare(
 
 
 def mean_rows(rows_by_seed: Sequence[Sequence[Mapping]]) -> list[dict]:
-    """Returns each row once, with the mean and standard deviation of its metrics over the seeds.
+    """Returns each row once: its labels, the means of its metrics over the seeds, and their standard deviations.
 
-    Args:
-        rows_by_seed: the same rows in the same order for each seed; with `METRICS` and `AP_by_iou`.
-
-    Returns:
-        `name`, `loss`, `suppression`, `voting`; each metric and `AP_by_iou` as means; `std`, the metrics' standard
-        deviations (None for one seed); `seeds` and `seconds`, one for each seed.
+    `std` has the latter, None for one seed; `seeds` and `seconds` have an entry for each seed.
     """
+
+    def std(numbers: list[float]) -> float | None:
+        return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+
     result = []
     for same in zip(*rows_by_seed, strict=True):
         values = {metric: [row[metric] for row in same] for metric in METRICS}
-        result.append(
-            {key: same[0][key] for key in LABELS}
-            | {metric: float(np.mean(numbers)) for metric, numbers in values.items()}
-            | {
-                "std": {
-                    metric: float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-                    for metric, numbers in values.items()
-                },
-                "AP_by_iou": np.mean([row["AP_by_iou"] for row in same], axis=0).tolist(),
-                "seeds": [row["seed"] for row in same],
-                "seconds": [row["seconds"] for row in same],
-            }
-        )
+        further = {
+            "std": {metric: std(numbers) for metric, numbers in values.items()},
+            "AP_by_iou": np.mean([row["AP_by_iou"] for row in same], axis=0).tolist(),
+            "seeds": [row["seed"] for row in same],
+            "seconds": [row["seconds"] for row in same],
+        }
+        means = {metric: float(np.mean(numbers)) for metric, numbers in values.items()}
+        result.append({key: same[0][key] for key in LABELS} | means | further)
     return result
 
 
 def resampled_metrics(
     matched: Mapping[tuple[int, str], list[MatchedClass]], *, seed: int = 0
 ) -> dict[tuple[int, str], Float[ndarray, "S metrics"]]:
-    """Returns `METRICS` on `NUM_RESAMPLES` draws of the images, the same draws for every seed and row.
-
-    Args:
-        matched: by seed and name of the row, on one set of images.
-        seed: of the draws.
+    """Returns `METRICS` on `NUM_RESAMPLES` draws of the images, the same draws for every key of `matched`.
 
     Raises:
         ValueError: a draw has no objects.
@@ -151,9 +129,7 @@ def resampled_metrics(
 
 def metrics_of_curve(curve: Float[ndarray, " 10"]) -> Float[ndarray, " metrics"]:
     """Returns `METRICS` from AP at each IoU threshold."""
-    at = {
-        f"AP{round(100 * threshold)}": value for threshold, value in zip(IOU_THRESHOLDS, curve, strict=True)
-    }
+    at = {f"AP{round(100 * iou)}": value for iou, value in zip(IOU_THRESHOLDS, curve, strict=True)}
     return np.array([curve.mean() if metric == "AP" else at[metric] for metric in METRICS])
 
 
@@ -162,20 +138,12 @@ def paired_differences(
     resampled: Mapping[tuple[int, str], Float[ndarray, "S metrics"]],
     pairs: Sequence[tuple[str, str]],
 ) -> list[Difference]:
-    """Returns the differences of the named pairs (row, base), one for each metric.
-
-    Args:
-        rows_by_seed: see `mean_rows`; each row with its `seed`.
-        resampled: from `resampled_metrics`.
-        pairs: names of rows.
-    """
+    """Returns the differences of the pairs (row, base), one for each metric; `resampled` is by seed and row."""
     found = []
     by_name = [{row["name"]: row for row in rows} for rows in rows_by_seed]
     for row, base in pairs:
-        draws = np.mean(
-            [resampled[rows[row]["seed"], row] - resampled[rows[base]["seed"], base] for rows in by_name],
-            axis=0,
-        )
+        seeds = [rows[row]["seed"] for rows in by_name]
+        draws = np.mean([resampled[seed, row] - resampled[seed, base] for seed in seeds], axis=0)
         for i, metric in enumerate(METRICS):
             by_seed = tuple(rows[row][metric] - rows[base][metric] for rows in by_name)
             found.append(Difference(row, base, metric, by_seed, percentile_interval(draws[:, i])))
@@ -228,7 +196,7 @@ def write(
     further: Mapping[str, object] | None = None,
     appendix: str = "",
 ) -> str:
-    """Writes NAME.json, NAME.md and the plot of AP over IoU, and returns the text of NAME.md.
+    """Writes NAME.json, NAME.md and ap_over_iou.png, and returns the text of NAME.md.
 
     Args:
         compared: the rows.
@@ -236,8 +204,8 @@ def write(
         meta: facts that all rows share.
         title: of the plot.
         name: of the first two files.
-        further: entries of the JSON file besides `rows`, `differences` and `meta`.
-        appendix: text after the tables.
+        further: more entries of NAME.json.
+        appendix: more text of NAME.md.
     """
     text = markdown(compared, meta=meta) + (f"\n{appendix}" if appendix else "")
     differences = [one.to_dict() for one in compared.differences]

@@ -1,4 +1,4 @@
-"""A run's detector as a small folder that can be shipped: its weights in float16, and how they came about.
+"""Writes a run's detector as a small folder that can be shipped: its weights in float16, and their provenance.
 
     python -m experiments.small_checkpoint --workdir=runs/table1_mini/kl --output=checkpoints/scenes_kl
 
@@ -15,11 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.runs import WORKDIR
-from klbox_jax import distributed
-from klbox_jax.cli import parse_flags, report_user_errors, set_up_logging
+from klbox_jax import cli, distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.coco import evaluate_detections
 from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
@@ -32,7 +31,7 @@ from klbox_jax.train.loop import training_seconds
 from klbox_jax.train.workdir import Workdir, current_versions
 from klbox_jax.weights.safetensors_file import load_params, model_metadata, save_params
 
-# In bytes: a folder above this is no small one.
+# Bytes of the largest folder that counts as small.
 MAX_SIZE = 3_000_000
 
 
@@ -40,27 +39,23 @@ def write_small_checkpoint(workdir: Workdir, output: pathlib.Path) -> dict[str, 
     """Writes the newest sound checkpoint of a run as a small folder; returns the content of provenance.json.
 
     Raises:
-        ValueError: the folder would be larger than `MAX_SIZE`, and nothing is written; or as `load`.
+        ValueError: the folder would be larger than `MAX_SIZE`, and nothing is written; or see `load`.
         CheckpointError: the run has no sound checkpoint.
     """
-    predictor = load(workdir.path)
-    config = read_config(workdir)
+    predictor, config = load(workdir.path), read_config(workdir)
     job = Job(config=config, workdir=workdir)
     metadata = model_metadata(predictor.model) | {"step": str(predictor.step)}
     with tempfile.TemporaryDirectory() as folder:
         weights = pathlib.Path(folder) / WEIGHTS_FILE
         save_params(weights, predictor.params, metadata=metadata, dtype="float16")
-        size = weights.stat().st_size
-        if size > MAX_SIZE:
+        content = weights.read_bytes()
+        if len(content) > MAX_SIZE:
             raise ValueError(
-                f"the weights of {workdir.path} take {size:,} bytes in float16, above {MAX_SIZE:,}"
+                f"the weights of {workdir.path} take {len(content):,} bytes in float16, above {MAX_SIZE:,}"
             )
         rounded, _ = load_params(weights)
-        content = weights.read_bytes()
-    score = functools.partial(
-        _score, job, compile_eval_step(job.mesh, model=job.model, settings={"": predictor.settings})
-    )
-    scores = {"float32": score(predictor.params), "float16": score(rounded)}
+    step = compile_eval_step(job.mesh, model=job.model, settings={"": predictor.settings})
+    score = functools.partial(_score, job, step)
     source = job.eval_source
     provenance = {
         "step": predictor.step,
@@ -68,25 +63,20 @@ def write_small_checkpoint(workdir: Workdir, output: pathlib.Path) -> dict[str, 
         "training_seconds": round(training_seconds(job), 1),
         "trained_with": read_json(workdir.versions) if workdir.versions.exists() else None,
         "evaluated_with": current_versions(),
-        "data": {
-            "name": source.name,
-            "images": len(source.records),
-            "fingerprint": source.fingerprint,
-        },
+        "data": {"name": source.name, "images": len(source.records), "fingerprint": source.fingerprint},
         "postprocess": predictor.settings.to_dict(),
-        "metrics": scores,
+        "metrics": {"float32": score(predictor.params), "float16": score(rounded)},
         "weights": {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(rounded)),
-            "bytes": size,
+            "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         },
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / WEIGHTS_FILE).write_bytes(content)
-    write_json(output / "config.json", config.to_dict())
     classes = {"names": predictor.class_names, "category_ids": predictor.category_ids}
-    write_json(output / "classes.json", classes)
-    write_json(output / "provenance.json", provenance)
+    for name, value in (("config", config.to_dict()), ("classes", classes), ("provenance", provenance)):
+        write_json(output / f"{name}.json", value)
     return provenance
 
 
@@ -100,8 +90,8 @@ def _score(job: Job, step: Callable, params: Any) -> dict[str, float | None]:
     return {name: metrics[name] for name in HEADLINES}
 
 
-def _main(argv: list[str]) -> None:
-    del argv
+def main(_: list[str]) -> None:
+    """Writes the folder, and logs the AP before and after the rounding."""
     if not WORKDIR.value:
         raise ValueError("name the run's folder: --workdir=runs/table1_mini/kl")
     provenance = write_small_checkpoint(Workdir(WORKDIR.value), pathlib.Path(_OUTPUT.value))
@@ -111,6 +101,5 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _OUTPUT = flags.DEFINE_string("output", "checkpoints/scenes_kl", "The folder to write.")
-    set_up_logging()
-    app.run(report_user_errors(_main), flags_parser=parse_flags)
+    _OUTPUT = flags.DEFINE_string("output", "checkpoints/scenes_kl", "Folder to write.")
+    cli.start(main)

@@ -36,9 +36,7 @@ from klbox_jax.files import read_json
 from klbox_jax.report import tables
 from klbox_jax.report.pictures import contact_sheet, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
-from klbox_jax.train.job import Job
 from klbox_jax.train.sample_pictures import draw_samples
-from klbox_jax.train.workdir import Workdir
 
 _NOISE_SCALE = flags.DEFINE_float(
     "noise_scale", 1.0, "Factor of the scenes' label noise; 0 and 2 are the controls."
@@ -86,7 +84,7 @@ def run_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
         for loss in LOSSES
         for row in runs.train_and_evaluate(configs[loss], workdir / loss, rows_of(loss))
     ]
-    source = Job(config=configs["kl"], workdir=Workdir(workdir / "kl")).eval_source
+    source = runs.job_of(configs["kl"], workdir / "kl").eval_source
     meta = runs.meta_of_source(source)
     text = tables.table1_markdown(rows, meta=meta, comparable=meta["preset"] == "full")
     runs.write_result(workdir, {"rows": rows, **meta}, text)
@@ -99,9 +97,8 @@ def run_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
 
 def write_seeds(rows_by_seed: list[list[dict]], workdir: pathlib.Path) -> None:
     """Writes the means of the finished seeds and their differences."""
-    source = Job(
-        config=runs.preset_config("loss=kl", overrides(runs.SEED.value)), workdir=Workdir(workdir)
-    ).eval_source
+    config = runs.preset_config("loss=kl", overrides(runs.SEED.value))
+    source = runs.job_of(config, workdir).eval_source
     truth = source.coco_ground_truth()
     matched = {
         (row["seed"], row["name"]): match_classes(truth, read_detections(row, workdir))

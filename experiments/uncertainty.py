@@ -35,12 +35,10 @@ from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.report import columns
-from klbox_jax.report.columns import Column, format_number, number
+from klbox_jax.report.columns import format_number, numbers
 from klbox_jax.report.plots import Scatter, plot_reliability, plot_scatters
 from klbox_jax.report.tables import LABELS
 from klbox_jax.serving.calibrate import fit_temperatures
-from klbox_jax.train.job import Job
-from klbox_jax.train.workdir import Workdir
 
 SPLIT = "test"
 FULL = {"suppression": "soft_gaussian", "voting": "variance"}
@@ -54,6 +52,8 @@ ROWS = (
     Row("iou_net", "iou_net", "hard", "none"),
 )
 LOSSES = ("smooth_l1", "kl", "iou_net")
+# Keys of the scores of raw and calibrated stds in an entry.
+STDS = {"raw": "uncertainty", "calibrated": "uncertainty_calibrated"}
 # The row in the figures.
 SHOWN = "kl_full"
 # An edge is hidden if at least this share of its outermost strip is, and blurred if it is not hidden and its blur is at
@@ -64,55 +64,38 @@ CLEAR_HIDDEN, CLEAR_BLUR = 0.05, 1.0
 # Columns of the tables, each of the record of one row.
 PRECISION = (
     *map(columns.text, LABELS),
-    *(number(key, ".1f") for key in ("AP", "AP50", "AP90")),
-    *(number("LRP/oLRP", ".1f", "oLRP"), number("PDQ/PDQ", ".1f", "PDQ")),
-    number("agreement/score", ".3f", "score, IoU"),
-    number("agreement/relative_std", ".3f", "std, IoU"),
-    number("agreement/predicted_iou", ".3f", "predicted IoU, IoU"),
+    *numbers(".1f", {"AP": "AP", "AP50": "AP50", "AP90": "AP90", "LRP/oLRP": "oLRP", "PDQ/PDQ": "PDQ"}),
+    *numbers(".3f", {"agreement/score": "score, IoU", "agreement/relative_std": "std, IoU"}),
+    *numbers(".3f", {"agreement/predicted_iou": "predicted IoU, IoU"}),
 )
 SCORES = (
-    columns.text("name"),
-    columns.text("stds"),
-    number("NLL", ".3f"),
-    *(number(f"coverage_{n}sigma", ".3f", f"{n} std") for n in (1, 2, 3)),
-    *(number(key, ".3f") for key in ("ENCE", "AUSE")),
-    number("energy_score", ".3f", "energy score"),
-    number("sharpness", ".2f", "mean std"),
-    number("calibration/ECE", ".3f", "ECE"),
+    *(columns.text("name"), columns.text("stds")),
+    *numbers(".3f", {"NLL": "NLL", **{f"coverage_{n}sigma": f"{n} std" for n in (1, 2, 3)}}),
+    *numbers(".3f", {"ENCE": "ENCE", "AUSE": "AUSE", "energy_score": "energy score"}),
+    *numbers(".2f", {"sharpness": "mean std"}),
+    *numbers(".3f", {"calibration/ECE": "ECE"}),
 )
 ORDER = (
     columns.text("name"),
-    number("spearman_relative", ".3f", "std/side"),
-    number("spearman_relative_of_size", ".3f", "of size"),
-    number("spearman", ".3f", "std"),
-    number("spearman_of_size", ".3f", "of size, pixels"),
-    number("worst_edge", ".3f", "worst edge"),
-    number("num_worst_edge", "d", "boxes with one"),
-    number("median_ratio", ".2f", "median ratio"),
+    *numbers(".3f", {"spearman_relative": "std/side", "spearman_relative_of_size": "of size"}),
+    *numbers(".3f", {"spearman": "std", "spearman_of_size": "of size, pixels", "worst_edge": "worst edge"}),
+    *numbers("d", {"num_worst_edge": "boxes with one"}),
+    *numbers(".2f", {"median_ratio": "median ratio"}),
 )
-TEMPERATURES = (
-    columns.text("name"),
-    columns.text("method"),
-    *(
-        Column(edge, lambda row, i=i: f"{row['factors'][i]:.3f}")
-        for i, edge in enumerate(("x1", "y1", "x2", "y2"))
-    ),
-)
+EDGES = ("x1", "y1", "x2", "y2")
+TEMPERATURES = (columns.text("name"), columns.text("method"), *numbers(".3f", EDGES))
 PARTS = (
-    columns.text("name"),
-    columns.text("part", "detections that are"),
-    number("num", "d", "detections"),
-    number("RMSE", ".2f"),
-    *(number(key, ".3f") for key in ("NLL", "entropy")),
-    number("energy_score", ".3f", "energy score"),
-    number("spread", ".2f"),
+    *(columns.text("name"), columns.text("part", "detections that are")),
+    *numbers("d", {"num": "detections"}),
+    *numbers(".2f", ("RMSE",)),
+    *numbers(".3f", {"NLL": "NLL", "entropy": "entropy", "energy_score": "energy score"}),
+    *numbers(".2f", ("spread",)),
 )
 UNCLEAR = (
     columns.text("edges"),
-    number("num", "d", "boxes"),
-    number("share_larger", ".3f", "share larger"),
-    number("median_ratio", ".2f", "median ratio"),
-    number("true_median_ratio", ".2f", "true ratio"),
+    *numbers("d", {"num": "boxes"}),
+    *numbers(".3f", {"share_larger": "share larger"}),
+    *numbers(".2f", {"median_ratio": "median ratio", "true_median_ratio": "true ratio"}),
 )
 
 
@@ -132,7 +115,7 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
     """
     run(network.config(), str(network.workdir), "train")
     config = config_of(network)
-    job = Job(config=config, workdir=Workdir(network.workdir))
+    job = runs.job_of(config, network.workdir)
     stored = [dataclasses.replace(row, name=f"{SPLIT}/{row.name}") for row in rows]
     metrics = runs.evaluate_rows(config, network.workdir, job.total_steps, stored)
     settings = {row.name: runs.postprocess_settings(config, row) for row in rows}
@@ -143,9 +126,8 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
     for row in rows:
         found = metrics[f"{SPLIT}/{row.name}"]
         detections = _detections(network.workdir, job.total_steps, row.name)
-        entry = row.labels() | {
-            key: found[key] for key in ("AP", "AP50", "AP90", "LRP", "PDQ", "uncertainty")
-        }
+        kept = ("AP", "AP50", "AP90", "LRP", "PDQ", "uncertainty")
+        entry = row.labels() | {key: found[key] for key in kept}
         entry["agreement"] = localization_confidences(truth, detections).spearman()
         if row.name in fitted:
             temperature = np.array(fitted[row.name]["temperature"])
@@ -176,10 +158,7 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
     """Draws the three figures; returns the summary of hidden and blurred edges."""
     by_name = {row["name"]: row for row in rows}
     shown = by_name[SHOWN]
-    curves = {
-        name: shown[key]["calibration"]["curve"]
-        for name, key in (("raw", "uncertainty"), ("calibrated", "uncertainty_calibrated"))
-    }
+    curves = {stds: shown[key]["calibration"]["curve"] for stds, key in STDS.items()}
     plot_reliability(curves, workdir / "reliability.png", levels=LEVELS.tolist(), title=f"{SHOWN}, {title}")
 
     truth, panels = source.coco_ground_truth(), []
@@ -194,31 +173,20 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
         ("iou_net", "predicted_ious", "predicted_iou", "predicted IoU"),
     ):
         found = localization_confidences(truth, detections[name])
+        title_of = f"{name}: Spearman {format_number(by_name[name]['agreement'][key], '.3f')}"
         panels.append(
-            Scatter(
-                xs=getattr(found, quantity),
-                ys=found.ious,
-                x_label=label,
-                y_label="IoU with the exact box",
-                title=f"{name}: Spearman {format_number(by_name[name]['agreement'][key], '.3f')}",
-            )
+            Scatter(getattr(found, quantity), found.ious, label, "IoU with the exact box", title_of)
         )
     plot_scatters(panels, workdir / "agreement.png", title=f"Matched detections, {title}")
 
     pairs = unclear_edges(source, detections[SHOWN])
     summary = {kind: found.summary() for kind, found in pairs.items()}
-    panels = [
-        Scatter(
-            xs=found.clear,
-            ys=found.other,
-            x_label="std of the clear edges of the box, pixels",
-            y_label=f"std of its {kind} edges, pixels",
-            title=f"{kind}: larger in {format_number(summary[kind]['share_larger'], '.0%')} of "
-            f"{summary[kind]['num']} boxes",
-            is_ratio=True,
-        )
-        for kind, found in pairs.items()
-    ]
+    panels = []
+    for kind, found in pairs.items():
+        share, num = format_number(summary[kind]["share_larger"], ".0%"), summary[kind]["num"]
+        labels = ("std of the clear edges of the box, pixels", f"std of its {kind} edges, pixels")
+        larger = f"{kind}: larger in {share} of {num} boxes"
+        panels.append(Scatter(found.clear, found.other, *labels, larger, is_ratio=True))
     plot_scatters(panels, workdir / "hidden_edges.png", title=f"{SHOWN}, {title}")
     return summary
 
@@ -228,6 +196,13 @@ def table_markdown(
 ) -> str:
     """Returns the tables: precision, stds before and after, their order, temperatures, kinds of detections, edges."""
     learnt = [row for row in rows if "calibration" in row]
+    true_stds = {row["name"]: row["uncertainty"]["true_std"] for row in learnt}
+    order = [scores | {"name": name} for name, scores in true_stds.items() if scores]
+    temperatures = [
+        {"name": row["name"], "method": method, **dict(zip(EDGES, factors, strict=True))}
+        for row in learnt
+        for method, factors in row["calibration"]["factors"].items()
+    ]
     return columns.page(
         columns.listing(meta),
         "AP, optimal LRP (lower is better) and PDQ in per cent; Spearman's correlation of the score, of the mean std / "
@@ -239,26 +214,12 @@ def table_markdown(
         ".997; energy score and mean std in pixels:",
         columns.table(SCORES, _scores(learnt)),
         "Order of the raw stds of matched detections against the true stds of the label noise: Spearman's "
-        "correlation of std / side and of the std in pixels, beside what the box's size alone reaches; share of "
+        "correlation of std / side and of the std in pixels, next to that of the box's size alone; share of "
         "boxes with one clearly worst edge (1.5 times the next or more) whose largest std is that edge's, .25 by "
         "chance; predicted over true std:",
-        columns.table(
-            ORDER,
-            [
-                row["uncertainty"]["true_std"] | {"name": row["name"]}
-                for row in learnt
-                if row["uncertainty"]["true_std"]
-            ],
-        ),
+        columns.table(ORDER, order),
         "Temperature of each edge, fitted on the calibration split:",
-        columns.table(
-            TEMPERATURES,
-            [
-                {"name": row["name"], "method": method, "factors": factors}
-                for row in learnt
-                for method, factors in row["calibration"]["factors"].items()
-            ],
-        ),
+        columns.table(TEMPERATURES, temperatures),
         "Raw stds by the kind of detection; RMSE against the exact box, entropy in nats, spread in pixels:",
         columns.table(PARTS, _parts(learnt)),
         f"Mean raw std of hidden (half the strip or more) and of blurred (2 pixels or more) edges of {SHOWN} against "
@@ -269,8 +230,7 @@ def table_markdown(
 
 def _scores(rows: Sequence[Mapping]) -> list[dict]:
     """Scores of the stds of each row, as predicted and calibrated."""
-    kinds = {"raw": "uncertainty", "calibrated": "uncertainty_calibrated"}
-    return [row[key] | {"name": row["name"], "stds": stds} for row in rows for stds, key in kinds.items()]
+    return [row[key] | {"name": row["name"], "stds": stds} for row in rows for stds, key in STDS.items()]
 
 
 def _parts(rows: Sequence[Mapping]) -> list[dict]:
@@ -303,7 +263,7 @@ def main(_: list[str]) -> None:
         for entry in evaluate(network, [row for row in ROWS if row.loss == loss])
     ]
     kl = wanted["kl"]
-    source = Job(config=config_of(kl), workdir=Workdir(kl.workdir)).eval_source
+    source = runs.job_of(config_of(kl), kl.workdir).eval_source
     shown = next(row for row in rows if row["name"] == SHOWN)
     meta = runs.meta_of_source(source) | {
         "calibrated on": shown["calibration"]["data"],

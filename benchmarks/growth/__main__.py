@@ -161,7 +161,6 @@ def meta_text(quick: bool) -> str:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of these names, and tests import them into one process.
     _ONLY = flags.DEFINE_list("only", [], "Fields of axes, devices, extrapolation; all by default.")
     _OUTPUT = flags.DEFINE_string("output", "runs/growth", "Folder of growth.json and scaling.png.")
     _QUICK = flags.DEFINE_bool("quick", False, "Three sizes and few runs: a trial, not a result.")

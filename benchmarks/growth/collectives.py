@@ -1,8 +1,8 @@
-"""What the devices of a mesh send each other in a step, read off its compiled program.
+"""Collectives of a step: the messages between the devices of a mesh, read from its compiled program.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.growth.collectives
 
-compiles both steps and prints what it found as JSON; `count_on` does so in a process of its own, as the number of
+compiles both steps and prints the counts as JSON; `count_on` does so in a process of its own, because the number of
 simulated devices is fixed when JAX starts.
 """
 
@@ -29,21 +29,13 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction of a compiled program.
+    """One instruction of a compiled program."""
 
-    Attributes:
-        kind: of `KINDS`.
-        arrays: how many it carries; the compiler packs several into one.
-        bytes: of its results, on one device.
-        is_repeated: it stands outside the program's entry: in a loop, which runs it in every round.
-        source: the JAX operation that it came from; "" where the compiler does not say.
-    """
-
-    kind: str
-    arrays: int
-    bytes: int
-    is_repeated: bool
-    source: str
+    kind: str  # of `KINDS`
+    arrays: int  # number of arrays in it; the compiler packs several into one
+    bytes: int  # of its results, on one device
+    is_repeated: bool  # it is outside of the program's entry, so in a loop that runs it in every round
+    source: str  # the JAX operation that it came from; "" if the compiler does not name it
 
 
 def find_collectives(hlo: str) -> list[Collective]:
@@ -71,7 +63,7 @@ def _bytes(shape: re.Match) -> int:
 
 
 def count_on(devices: int) -> list[dict]:
-    """Returns what `count_here` finds in a process with so many simulated devices.
+    """Returns the result of `count_here` in a process with a number of simulated devices.
 
     Raises:
         ValueError: the process failed.
@@ -94,18 +86,18 @@ def _default_branch(*arguments: Any, default: Callable, **_: Callable) -> Any:
 
 
 def count_here() -> list[dict]:
-    """Compiles both steps for this process's devices, with `IMAGES_A_DEVICE` on each; a record for each step.
+    """Compiles both steps for this process's devices, with `IMAGES_A_DEVICE` on each; returns a record for each step.
 
-    The devices are CPUs, but every operation takes the branch of accelerators, which are what is asked about: on
-    CPUs RoIAlign gathers features, by which a batch is not split.
+    The devices are CPUs, but every operation takes the branch of accelerators: on CPUs RoIAlign gathers features, which
+    are not split along the batch.
     """
     import jax
 
+    from benchmarks import steps
     from benchmarks.growth import programs
-    from benchmarks.steps import KINDS, held_bytes
 
     records = []
-    for kind in KINDS:
+    for kind in steps.KINDS:
         setting = Setting(batch=IMAGES_A_DEVICE * jax.device_count())
         with mock.patch.object(jax.lax, "platform_dependent", _default_branch):
             program = programs.lower(kind, setting)
@@ -114,8 +106,8 @@ def count_here() -> list[dict]:
             "step": kind,
             "devices": jax.device_count(),
             "images": setting.batch,
-            "gradient_bytes": program.gradient_bytes() if kind == "train" else 0,
-            "held_bytes": held_bytes(compiled),
+            "gradient_bytes": program.step.param_bytes(),
+            "held_bytes": steps.held_bytes(compiled),
             "collectives": [dataclasses.asdict(one) for one in find_collectives(compiled.as_text())],
         }
         records.append(record)

@@ -1,6 +1,6 @@
-"""A training step on many accelerators, on paper: arithmetic, reduction of the gradients, input, learning rate.
+"""A training step on many accelerators, by calculation: arithmetic, reduction of the gradients, input, learning rate.
 
-Every number that is not computed is an argument; `CHIPS` and `ASSUMED` hold those of docs/scaling.md.
+Every number that is not computed is an argument; `CHIPS` and `ASSUMED` have the numbers of docs/scaling.md.
 """
 
 import dataclasses
@@ -9,23 +9,14 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator and how it is wired, by its maker's figures.
+    """An accelerator and its links, by its maker's figures."""
 
-    Attributes:
-        name: with the number format of `peak_flops`.
-        peak_flops: operations per second of dense products.
-        near_bytes: bytes per second, in one direction, between the devices of one host.
-        far_bytes: the same between hosts, for each device.
-        devices_per_host: wired by the near links.
-        most_devices: wired by the far links.
-    """
-
-    name: str
-    peak_flops: float
-    near_bytes: float
-    far_bytes: float
-    devices_per_host: int
-    most_devices: int
+    name: str  # with the number format of `peak_flops`
+    peak_flops: float  # operations per second of dense products
+    near_bytes: float  # bytes per second, in one direction, between the devices of one host
+    far_bytes: float  # the same between hosts, for each device
+    devices_per_host: int  # connected by the near links
+    most_devices: int  # connected by the far links
 
 
 CHIPS = (
@@ -40,40 +31,26 @@ CHIPS = (
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step computes and sends.
+    """Operations and bytes of a step."""
 
-    Attributes:
-        step_flops: of an image, forward and backward.
-        forward_flops: of an image in evaluation.
-        gradient_bytes: what is reduced once a step.
-        gathered_bytes: what every device gets of each image of the others, beside the gradients.
-    """
-
-    step_flops: float
-    forward_flops: float
-    gradient_bytes: float
-    gathered_bytes: float
+    step_flops: float  # of an image, forward and backward
+    forward_flops: float  # of an image in evaluation
+    gradient_bytes: float  # reduced once a step
+    gathered_bytes: (
+        float  # of each image of the others, received by every device in addition to the gradients
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What nobody has measured here.
+    """Numbers that were not measured here."""
 
-    Attributes:
-        sustained_share: of the peak that a step reaches, memory-bound parts and idle units included.
-        images_per_device: of a step.
-        latency: seconds of one hop of the ring.
-        overlap: share of the reduction that is hidden behind the backward pass.
-        core_seconds: that one core takes to decode and resize an image.
-        evaluation_images: of an evaluation.
-    """
-
-    sustained_share: float = 0.25
-    images_per_device: int = 2
-    latency: float = 5e-6
-    overlap: float = 0.0
-    core_seconds: float = 6e-3
-    evaluation_images: int = 5000
+    sustained_share: float = 0.25  # of the peak, memory-bound parts and idle units included
+    images_per_device: int = 2  # of a step
+    latency: float = 5e-6  # seconds of one hop of the ring
+    overlap: float = 0.0  # share of the reduction that is hidden behind the backward pass
+    core_seconds: float = 6e-3  # of one core, to decode and resize an image
+    evaluation_images: int = 5000  # of an evaluation
 
 
 ASSUMED = Assumed()
@@ -83,73 +60,57 @@ REFERENCE_BATCH, REFERENCE_RATE, REFERENCE_STEPS = 16, 0.02, 90_000
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        devices: that share the batch.
-        batch: images of a step.
-        compute: seconds of arithmetic.
-        reduce: seconds of the gradients' ring, what `overlap` hides included.
-        gather: seconds of the other ring.
-        total: seconds of a step.
-        efficiency: `compute` over `total`: 1 is linear scaling.
-        images_per_second: of all devices.
-        host_cores: cores that each host needs for its images.
-        learning_rate: by the linear rule.
-        steps: of the 1x schedule.
-        training_hours: of these.
-        evaluation_seconds: of the forward passes; gathering and matching, on one host, are not in it.
+    devices: int  # that share the batch
+    batch: int  # images of a step
+    compute: float  # seconds of arithmetic
+    reduce: float  # seconds of the gradients' ring, including the hidden share
+    gather: float  # seconds of the other ring
+    total: float  # seconds of a step
+    efficiency: float  # `compute` over `total`: 1 is linear scaling
+    images_per_second: float  # of all devices
+    host_cores: float  # cores that each host needs for its images
+    learning_rate: float  # by the linear rule
+    steps: int  # of the 1x schedule
+    training_hours: float  # of these steps
+    evaluation_seconds: float  # of the forward passes, without gathering and matching on one host
+
+
+def ring(num_bytes: float, devices: int, *, rounds: int, bandwidth: float, latency: float) -> float:
+    """Returns the seconds of a ring of devices (Patarasuk and Yuan 2009): `n - 1` hops of a share `1 / n` a round.
+
+    Args:
+        num_bytes: of all shares.
+        devices: n.
+        rounds: 2 for an all-reduce, 1 for an all-gather.
+        bandwidth: bytes per second of a link.
+        latency: seconds of a hop.
     """
-
-    devices: int
-    batch: int
-    compute: float
-    reduce: float
-    gather: float
-    total: float
-    efficiency: float
-    images_per_second: float
-    host_cores: float
-    learning_rate: float
-    steps: int
-    training_hours: float
-    evaluation_seconds: float
-
-
-def ring_all_reduce(num_bytes: float, devices: int, *, bandwidth: float, latency: float) -> float:
-    """Returns the seconds of a ring all-reduce: `2 (n - 1)` hops of a share `1 / n` (Patarasuk and Yuan 2009)."""
-    hops = 2 * (devices - 1)
-    return hops * (num_bytes / devices / bandwidth + latency)
-
-
-def ring_all_gather(num_bytes: float, devices: int, *, bandwidth: float, latency: float) -> float:
-    """Returns the seconds in which each device gets the shares of all others; `num_bytes` is the whole."""
-    hops = devices - 1
-    return hops * (num_bytes / devices / bandwidth + latency)
+    return rounds * (devices - 1) * (num_bytes / devices / bandwidth + latency)
 
 
 def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSUMED) -> Step:
-    """Returns the step on so many devices, each with the same number of images.
+    """Returns the step on a number of devices, each with the same number of images.
 
-    A ring is as fast as its slowest link: the far ones, as soon as there is more than one host.
+    A ring is as fast as its slowest link: a far one, if there is more than one host.
 
     Raises:
-        ValueError: more devices than the chip is wired for.
+        ValueError: more devices than the chip can be connected to.
     """
     if not 1 <= devices <= chip.most_devices:
         raise ValueError(f"{chip.name} is wired for 1 to {chip.most_devices} devices, not {devices}")
-    bandwidth = chip.near_bytes if devices <= chip.devices_per_host else chip.far_bytes
+    links = {
+        "bandwidth": chip.near_bytes if devices <= chip.devices_per_host else chip.far_bytes,
+        "latency": assumed.latency,
+    }
     batch = assumed.images_per_device * devices
     speed = chip.peak_flops * assumed.sustained_share
     compute = assumed.images_per_device * work.step_flops / speed
-    reduce = ring_all_reduce(work.gradient_bytes, devices, bandwidth=bandwidth, latency=assumed.latency)
-    gather = ring_all_gather(
-        work.gathered_bytes * batch, devices, bandwidth=bandwidth, latency=assumed.latency
-    )
-    gather = gather if work.gathered_bytes else 0.0
+    reduce = ring(work.gradient_bytes, devices, rounds=2, **links)
+    gather = ring(work.gathered_bytes * batch, devices, rounds=1, **links) if work.gathered_bytes else 0.0
     total = compute + (1 - assumed.overlap) * reduce + gather
     images_per_second = batch / total
-    hosts = math.ceil(devices / chip.devices_per_host)
     steps = round(REFERENCE_STEPS * REFERENCE_BATCH / batch)
     return Step(
         devices=devices,
@@ -160,7 +121,7 @@ def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSU
         total=total,
         efficiency=compute / total,
         images_per_second=images_per_second,
-        host_cores=images_per_second / hosts * assumed.core_seconds,
+        host_cores=images_per_second / math.ceil(devices / chip.devices_per_host) * assumed.core_seconds,
         learning_rate=REFERENCE_RATE * batch / REFERENCE_BATCH,
         steps=steps,
         training_hours=steps * total / 3600,

@@ -1,13 +1,13 @@
-"""How a cost grows with a size: exponents of measured points."""
+"""Exponents of the growth of a cost with a size, from measured points."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-# From here on a cost counts as growing faster than its size.
+# An exponent above this counts as faster growth than that of the size.
 MOST_LINEAR = 1.15
-# A part that grows, but is a smaller share of the last cost than this, is not told from a constant.
+# A growing part that is a smaller share of the last cost than this counts as constant.
 LEAST_SHARE = 0.1
 # Exponents that are tried for the part that grows.
 EXPONENTS = np.arange(0.1, 3.001, 0.01)
@@ -15,17 +15,12 @@ EXPONENTS = np.arange(0.1, 3.001, 0.01)
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """Three readings of one growth; 1 is linear.
+    """Three exponents of one growth; 1 is linear."""
 
-    Attributes:
-        exponent: slope of the least-squares line through the logarithms of all points.
-        last_doubling: slope between the last two points, where the constant part weighs least.
-        beyond_constant: `p` of the best `c + a * size^p` with `c` and `a` not negative, by the squared relative
-            errors; None where that part is below `LEAST_SHARE` of the last cost.
-    """
-
-    exponent: float
-    last_doubling: float
+    exponent: float  # slope of the least-squares line through the logarithms of all points
+    last_doubling: float  # slope between the last two points, where the constant part weighs least
+    # `p` of the best `c + a * size^p` with `c` and `a` not negative, by the squared relative errors; None where that
+    # part is below `LEAST_SHARE` of the last cost.
     beyond_constant: float | None
 
 

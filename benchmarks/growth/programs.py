@@ -16,38 +16,21 @@ from benchmarks.steps import Step, held_bytes, make_batch, make_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step that is traced and lowered.
+    """A step that is traced and lowered."""
 
-    Attributes:
-        step: with its arguments.
-        lowered: of `jax.jit`.
-        seconds: of tracing and lowering.
-        digest: of its StableHLO text: programs of one digest are the same.
-    """
-
-    step: Step
-    lowered: Any
-    seconds: float
-    digest: str
-
-    def gradient_bytes(self) -> int:
-        """Returns the bytes of the parameters of a training step, all of which are trained."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.step.first.params))
+    step: Step  # with its arguments
+    lowered: Any  # of `jax.jit`
+    seconds: float  # of tracing and lowering
+    digest: str  # of its StableHLO text: programs of one digest are the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of a step on one machine.
+    """The cost of a step on one machine."""
 
-    Attributes:
-        seconds: of one step, the median.
-        compile_seconds: of tracing, lowering and compiling it.
-        bytes: see `held_bytes`.
-    """
-
-    seconds: float
-    compile_seconds: float
-    bytes: int
+    seconds: float  # of one step, the median
+    compile_seconds: float  # of tracing, lowering and compiling it
+    bytes: int  # see `held_bytes`
 
 
 # The base, and the setting that was compared with it and is measured next.

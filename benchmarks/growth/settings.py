@@ -1,4 +1,4 @@
-"""The sizes that a step's cost may grow with, one axis at a time, around a small detector."""
+"""Sizes of a small detector with which the cost of a step may grow, one axis at a time."""
 
 import dataclasses
 import math
@@ -11,42 +11,25 @@ from configs import scenes
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The detector of configs/scenes.py under the sizes of a run; its box head has a box for each class.
+    """The detector of configs/scenes.py under the sizes of a run; its box head has a box for each class."""
 
-    Attributes:
-        batch: images of a step, on all devices.
-        canvas: height and width; multiples of 32.
-        rois: RoIs sampled from each image in training.
-        gt_slots: ground-truth slots of an image.
-        classes: K.
-        detections: slots of an image's answer.
-        candidates: (proposal, class) pairs that enter suppression and voting.
-        proposals: boxes of each pyramid level that enter the NMS of the RPN, or all of a level that has fewer.
-    """
-
-    batch: int = 4
-    canvas: tuple[int, int] = (256, 256)
-    rois: int = 64
-    gt_slots: int = 8
-    classes: int = 80
-    detections: int = 50
-    candidates: int = 400
-    proposals: int = 200
+    batch: int = 4  # images of a step, on all devices
+    canvas: tuple[int, int] = (256, 256)  # height and width; multiples of 32
+    rois: int = 64  # RoIs sampled from each image in training
+    gt_slots: int = 8  # ground-truth slots of an image
+    classes: int = 80  # K
+    detections: int = 50  # detections of an image
+    candidates: int = 400  # (proposal, class) pairs that enter suppression and voting
+    proposals: int = 200  # boxes of each pyramid level that enter the NMS of the RPN; all, if there are fewer
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One field of a `Setting`, and the values it takes; each has twice the size of the one before.
+    """One field of a `Setting`, and the values it takes; each has twice the size of the one before."""
 
-    Attributes:
-        field: of `Setting`; the others keep their defaults.
-        values: ascending.
-        label: what grows, in words.
-    """
-
-    field: str
-    values: tuple[Any, ...]
-    label: str
+    field: str  # of `Setting`; the others keep their defaults
+    values: tuple[Any, ...]  # ascending
+    label: str  # the size, in words
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -78,7 +61,7 @@ def make_config(setting: Setting) -> ml_collections.ConfigDict:
     config.model.roi_heads.batch_size_per_image = setting.rois
     config.model.roi_heads.class_agnostic = False
     config.model.rpn.pre_nms_topk = (setting.proposals, setting.proposals)
-    # In training as many as the most RoIs that an axis draws from them.
+    # In training as many as the largest number of RoIs of an axis.
     config.model.rpn.post_nms_topk = (512, 300)
     config.postprocess.pre_nms_topk = setting.candidates
     config.postprocess.detections_per_image = setting.detections

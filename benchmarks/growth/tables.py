@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.growth.fit import MOST_LINEAR
 from benchmarks.speed.table import quantity
-from klbox_jax.report.columns import MISSING, Column, format_number, number, table, text
+from klbox_jax.report.columns import MISSING, Column, format_number, number, numbers, table, text
 
 QUANTITIES = {"seconds": "step", "compile_seconds": "compile", "bytes": "memory"}
 # The IoU matrix of NMS has the square of this axis.
@@ -97,10 +97,10 @@ def _scatter(records: Sequence[Mapping]) -> str:
 def devices_table(records: Sequence[Mapping]) -> str:
     """Returns a row for each step and number of devices: the bytes that one device sends and holds."""
     columns = (
-        *(text("step"), number("devices", "d"), number("images", "d"), number("all-reduces", "d")),
-        *(number("arrays", "d"), number("bytes", ",d"), number("share", ".6f", "over the gradients'")),
-        *(number("all-gathers", "d"), number("gathered", ",.0f", "bytes of an image"), number("others", "d")),
-        *(number("in loops", "d"), Column("memory of a device", lambda record: f"{record['held']:,.1f} MiB")),
+        *(text("step"), *numbers("d", ("devices", "images", "all-reduces", "arrays")), number("bytes", ",d")),
+        *(number("share", ".6f", "over the gradients'"), number("all-gathers", "d")),
+        *(number("gathered", ",.0f", "bytes of an image"), *numbers("d", ("others", "in loops"))),
+        Column("memory of a device", lambda record: f"{record['held']:,.1f} MiB"),
     )
     return table(columns, [_sent(record) for record in records])
 

@@ -8,43 +8,54 @@ printed, and written to speed.json and speed.md. The whole table takes at most 2
 other programs: on a busy machine the intervals are wide. `python -m benchmarks.pages` makes the table of docs/speed.md.
 """
 
+import functools
 import gc
 import importlib.util
 import os
 import pathlib
 import platform
 import time
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 from absl import flags, logging
 
-from benchmarks.speed import (
-    coco_evaluation,
-    inference,
-    memory,
-    pipeline,
-    roi_align,
-    start,
-    suppression,
-    training,
-)
+from benchmarks.speed import detector, pipeline, roi_align, start, suppression
+from benchmarks.speed.coco_evaluation import evaluations
 from benchmarks.speed.measure import Measure, choose, plan_text, run_in_turn
+from benchmarks.speed.memory import peaks
 from benchmarks.speed.table import record, row_text, table_markdown
 from klbox_jax import cli
 from klbox_jax.files import write_atomically, write_json
 from klbox_jax.train.workdir import current_versions
 
-# In the order of the table.
-MEASURES: tuple[Measure, ...] = (
-    *training.MEASURES,
-    *inference.MEASURES,
-    *roi_align.MEASURES,
-    *suppression.MEASURES,
-    *pipeline.MEASURES,
-    *coco_evaluation.MEASURES,
-    *start.MEASURES,
-    *memory.MEASURES,
+TORCHVISION, LOOP = "torchvision's", "Algorithm 1 in NumPy"
+WITHOUT_IT, HARD_NMS = "the step without it", "the eval step with hard NMS"
+PRODUCT = f"{detector.MUST_SHARE:.0%} of a large product's speed"
+PRODUCT_GOAL = detector.MUST_SHARE / detector.GOAL_SHARE
+forward, both = (functools.partial(roi_align.sides, with_gradient=gradient) for gradient in (False, True))
+pipelines = {side: functools.partial(pipeline.sides, side) for side in pipeline.SIZES}
+one_image, batch = (functools.partial(suppression.sides, images) for images in (1, 8))
+# In the order of the table: name, the other side, both sides, the largest ratio allowed, the ratio wanted.
+MEASURES = (
+    Measure("training_step", f"{TORCHVISION} with smooth-L1", detector.training, 1.0, 0.85, seconds=125.0),
+    Measure(
+        "training_step_share_of_machine", PRODUCT, detector.product_share, 1.0, PRODUCT_GOAL, seconds=100.0
+    ),
+    Measure("kl_head_operations", WITHOUT_IT, detector.head_flops, 1.005, 1.005, unit="FLOP", pairs=1),
+    Measure("kl_head_time", WITHOUT_IT, detector.head_time, 1.03, 1.03, seconds=125.0),
+    Measure("inference", f"{TORCHVISION} with hard NMS", detector.inference, 1.0, 0.8, seconds=50.0),
+    Measure("voting_and_soft_nms", HARD_NMS, detector.voting, 1.03, 1.0, pairs=60, seconds=70.0),
+    Measure("roi_align_forward", TORCHVISION, forward, 1.0, 0.8, pairs=60, seconds=20.0),
+    Measure("roi_align_forward_backward", TORCHVISION, both, 0.4, 0.3, seconds=40.0),
+    Measure("suppression_one_image", LOOP, one_image, 1 / 40, 1 / 60, pairs=100, seconds=20.0),
+    Measure("suppression_batch_of_8", LOOP, batch, 1 / 60, 1 / 100, pairs=100, seconds=20.0),
+    Measure("input_pipeline_320", TORCHVISION, pipelines[320], 0.67, 0.5, seconds=30.0),
+    Measure("input_pipeline_800", TORCHVISION, pipelines[800], 0.67, 0.5, seconds=60.0),
+    Measure("coco_evaluation", "pycocotools", evaluations, 0.33, 0.2, pairs=3, seconds=150.0, warm_up=False),
+    Measure("start_cold", "the limit", start.cold, 1.0, 0.7, pairs=3, seconds=75.0, warm_up=False),
+    Measure("start_warm", "the limit", start.warm, 1.0, 0.7, pairs=5, seconds=45.0),
+    Measure("peak_memory", TORCHVISION, peaks, 1.0, 0.8, unit="bytes", pairs=2, seconds=120.0, warm_up=False),
 )
 # Number of pairs of a quick trial.
 QUICK_PAIRS = 3
@@ -90,7 +101,7 @@ def main(_: list[str]) -> None:
     )
 
 
-def write(output: pathlib.Path, records: list[dict], *, versions: Any, machine: Any) -> None:
+def write(output: pathlib.Path, records: list[dict], *, versions: Mapping, machine: Mapping) -> None:
     """Writes speed.json and speed.md."""
     result = {"measures": records, "versions": versions, "machine": machine, "quick": _QUICK.value}
     write_json(output / "speed.json", result)

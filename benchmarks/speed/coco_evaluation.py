@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.speed.measure import Measure, Sides, timed
+from benchmarks.speed.measure import Sides, timed
 from klbox_jax.evaluation.coco import evaluate_detections
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5000, 7, 100, 80
@@ -59,8 +59,8 @@ def make_results(num_images: int, *, seed: int = 0) -> tuple[dict, list[dict]]:
     return truth, results
 
 
-def against_pycocotools(num_images: int = IMAGES) -> Sides:
-    """Returns ours with the fast back end, from results to numbers, and pycocotools as in its demo."""
+def evaluations(num_images: int = IMAGES) -> Sides:
+    """Returns ours with the fast back end, from results to numbers, and pycocotools by its demo, without printing."""
     truth, results = make_results(num_images)
     fast, slow = (
         evaluate_detections(truth, results[:2000], backend=name) for name in ("hotcoco", "pycocotools")
@@ -84,17 +84,3 @@ def against_pycocotools(num_images: int = IMAGES) -> Sides:
     return Sides(
         ours=timed(lambda: evaluate_detections(truth, results, backend="hotcoco")), peer=timed(pycocotools)
     )
-
-
-MEASURES = (
-    Measure(
-        "coco_evaluation",
-        "pycocotools",
-        against_pycocotools,
-        must=0.33,
-        goal=0.2,
-        pairs=3,
-        seconds=150.0,
-        warm_up=False,
-    ),
-)

@@ -17,45 +17,31 @@ FEWEST_PAIRS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """The two functions of a measure; each runs once and returns its value in the measure's unit.
+    """The two functions of a measure; each runs once and returns its value in the measure's unit."""
 
-    Attributes:
-        ours: the measured side.
-        peer: the side it is compared with: another library, another setting of ours, or a limit.
-    """
-
-    ours: Callable[[], float]
-    peer: Callable[[], float]
+    ours: Callable[[], float]  # the measured side
+    peer: Callable[[], float]  # another library, another setting of ours, or a limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One row of the table.
+    """One row of the table."""
 
-    Attributes:
-        name: unique.
-        against: the peer, in a few words.
-        prepare: builds both sides; compiles nothing yet.
-        must: the largest ratio of ours over the peer's that is good enough.
-        goal: the ratio that is wanted.
-        unit: of both values.
-        pairs: number of runs of each side.
-        seconds: after this time no further pair is begun.
-        warm_up: run each side once before it counts: it compiles.
-        needs_torch: the peer is torchvision.
-    """
-
-    name: str
-    against: str
-    prepare: Callable[[], Sides]
+    name: str  # unique
+    against: str  # the peer, in a few words
+    prepare: Callable[[], Sides]  # builds both sides; compiles nothing yet
+    must: float  # the largest ratio of ours over the peer's that is good enough
+    goal: float  # the ratio that is wanted
     _: dataclasses.KW_ONLY
-    must: float
-    goal: float
-    unit: str = "s"
-    pairs: int = 30
-    seconds: float = 60.0
-    warm_up: bool = True
-    needs_torch: bool = False
+    unit: str = "s"  # of both values
+    pairs: int = 30  # number of runs of each side
+    seconds: float = 60.0  # after this time no further pair is begun
+    warm_up: bool = True  # run each side once before it counts: it compiles
+
+    @property
+    def needs_torch(self) -> bool:
+        """True if the peer is torchvision."""
+        return self.against.startswith("torchvision's")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +64,9 @@ def run_in_turn(sides: Sides, *, pairs: int, seconds: float, warm_up: bool) -> V
     while len(ours) < pairs:
         if len(ours) >= FEWEST_PAIRS and time.perf_counter() - started > seconds:
             break
-        if len(ours) % 2:
-            theirs, mine = sides.peer(), sides.ours()
-        else:
-            mine, theirs = sides.ours(), sides.peer()
-        ours.append(mine)
-        peer.append(theirs)
+        turns = [(ours, sides.ours), (peer, sides.peer)]
+        for values, side in reversed(turns) if len(ours) % 2 else turns:
+            values.append(side())
     return Values(tuple(ours), tuple(peer))
 
 
@@ -111,12 +94,8 @@ def choose(measures: Sequence[Measure], only: Sequence[str], *, has_torch: bool)
     """
     for start in only:
         if not any(measure.name.startswith(start) for measure in measures):
-            raise ValueError(
-                f"--only={start} is unknown; choose from {', '.join(measure.name for measure in measures)}"
-            )
-    chosen = tuple(
-        measure for measure in measures if not only or any(measure.name.startswith(name) for name in only)
-    )
+            raise ValueError(f"--only={start} is unknown; choose from {', '.join(m.name for m in measures)}")
+    chosen = tuple(m for m in measures if not only or m.name.startswith(tuple(only)))
     refused = [measure.name for measure in chosen if measure.needs_torch and not has_torch]
     if refused:
         raise ValueError(
@@ -128,11 +107,8 @@ def choose(measures: Sequence[Measure], only: Sequence[str], *, has_torch: bool)
 
 def plan_text(measures: Sequence[Measure]) -> str:
     """Returns a line for each measure, and the most time that all may take after they are compiled."""
-    lines = [
-        f"{measure.name}: up to {measure.pairs} pairs in {measure.seconds:.0f} s, against {measure.against}"
-        for measure in measures
-    ]
-    total = sum(measure.seconds for measure in measures)
+    lines = [f"{m.name}: up to {m.pairs} pairs in {m.seconds:.0f} s, against {m.against}" for m in measures]
+    minutes = sum(measure.seconds for measure in measures) / 60
     return "\n".join(
-        [*lines, f"{len(measures)} measures, at most {total / 60:.0f} minutes and their preparations"]
+        [*lines, f"{len(measures)} measures, at most {minutes:.0f} minutes and their preparations"]
     )

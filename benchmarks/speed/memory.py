@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-from benchmarks.speed.measure import Measure, Sides
+from benchmarks.speed.measure import Sides
 
 STEPS = 3
 SIDES = ("ours", "peer")
@@ -42,27 +42,16 @@ def train_and_print(side: str) -> None:
     print(peak_bytes())
 
 
-def peak_of(side: str) -> float:
-    """Returns the peak of a new process of one side."""
+def peaks() -> Sides:
+    """Returns the peaks of a new process of each side."""
+    return Sides(*(functools.partial(_peak_of, side) for side in SIDES))
+
+
+def _peak_of(side: str) -> float:
     command = [sys.executable, "-m", "benchmarks.speed.memory", side]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
 
-
-MEASURES = (
-    Measure(
-        "peak_memory",
-        "torchvision's",
-        lambda: Sides(*(functools.partial(peak_of, side) for side in SIDES)),
-        must=1.0,
-        goal=0.8,
-        unit="bytes",
-        pairs=2,
-        seconds=120.0,
-        warm_up=False,
-        needs_torch=True,
-    ),
-)
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in SIDES:

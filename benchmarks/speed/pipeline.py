@@ -1,7 +1,6 @@
 """The input pipeline on one core, against torchvision's data set and transforms: seconds an image."""
 
 import contextlib
-import functools
 import itertools
 import json
 import pathlib
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from benchmarks.speed.measure import Measure, Sides, timed
+from benchmarks.speed.measure import Sides, timed
 from configs.common import CANVASES
 from klbox_jax.data.coco import CocoSource
 from klbox_jax.data.loader import check_fits, train_batches
@@ -65,7 +64,8 @@ def our_examples(root: pathlib.Path, short_side: int) -> Iterator[object]:
     return train_batches(source, plan, preprocessing, steps=range(10**6), num_threads=0)
 
 
-def _sides(short_side: int) -> Sides:
+def sides(short_side: int) -> Sides:
+    """Returns the seconds an image of both on one core, for a short side of the resized images."""
     from benchmarks import torchvision_peer as peer
 
     root = pathlib.Path(_FOLDER.enter_context(tempfile.TemporaryDirectory()))
@@ -77,7 +77,7 @@ def _sides(short_side: int) -> Sides:
         run = timed(lambda: sum(1 for _ in itertools.islice(examples, count)), share=1 / IMAGES_A_RUN)
 
         def on_one_core() -> float:
-            with one_thread(peer):
+            with _one_thread(peer):
                 return run()
 
         return on_one_core
@@ -86,7 +86,7 @@ def _sides(short_side: int) -> Sides:
 
 
 @contextlib.contextmanager
-def one_thread(peer) -> Iterator[None]:
+def _one_thread(peer) -> Iterator[None]:
     """Lets OpenCV and torch use a single thread inside the block."""
     before = cv2.getNumThreads(), peer.num_threads()
     cv2.setNumThreads(1)
@@ -96,17 +96,3 @@ def one_thread(peer) -> Iterator[None]:
     finally:
         cv2.setNumThreads(before[0])
         peer.use_threads(before[1])
-
-
-MEASURES = tuple(
-    Measure(
-        f"input_pipeline_{short_side}",
-        "torchvision's",
-        functools.partial(_sides, short_side),
-        must=0.67,
-        goal=0.5,
-        seconds=seconds,
-        needs_torch=True,
-    )
-    for short_side, seconds in ((320, 30.0), (800, 60.0))
-)

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from benchmarks.speed.measure import Measure, Sides, timed
+from benchmarks.speed.measure import Sides, timed
 from klbox_jax.ops.roi_pooling import roi_align
 
 HEIGHT, WIDTH, CHANNELS, ROIS, BINS = 80, 80, 256, 512, 7
@@ -45,26 +45,3 @@ def sides(*, with_gradient: bool) -> Sides:
         if np.abs(mine - other).max() > TOLERANCE * np.abs(other).max():
             raise ValueError("RoIAlign differs from torchvision's, so that its time means nothing")
     return Sides(ours=timed(lambda: jax.block_until_ready(run(*arguments))), peer=timed(theirs))
-
-
-MEASURES = (
-    Measure(
-        "roi_align_forward",
-        "torchvision's",
-        functools.partial(sides, with_gradient=False),
-        must=1.0,
-        goal=0.8,
-        pairs=60,
-        seconds=20.0,
-        needs_torch=True,
-    ),
-    Measure(
-        "roi_align_forward_backward",
-        "torchvision's",
-        functools.partial(sides, with_gradient=True),
-        must=0.4,
-        goal=0.3,
-        seconds=40.0,
-        needs_torch=True,
-    ),
-)

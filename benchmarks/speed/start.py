@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.speed.measure import Measure, Sides
+from benchmarks.speed.measure import Sides
 from configs import scenes
 from klbox_jax.data.build import build_source
 from klbox_jax.train.workdir import Workdir
@@ -72,9 +72,3 @@ def warm() -> Sides:
     prepare_scenes()
     cache = tempfile.TemporaryDirectory()
     return Sides(ours=lambda: seconds_to_first_step(pathlib.Path(cache.name)), peer=lambda: WARM_SECONDS)
-
-
-MEASURES = (
-    Measure("start_cold", "the limit", cold, must=1.0, goal=0.7, pairs=3, seconds=75.0, warm_up=False),
-    Measure("start_warm", "the limit", warm, must=1.0, goal=0.7, pairs=5, seconds=45.0),
-)

@@ -4,14 +4,13 @@ The loop is the paper's, line by line: every pick of every class votes at once, 
 end. (The reference of the tests votes only for the boxes that remain after the cut, in a tenth of the time.)
 """
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed.measure import Measure, Sides, timed
+from benchmarks.speed.measure import Sides, timed
 from klbox_jax.postprocess.candidates import Candidates
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.postprocess.suppression import suppress
@@ -104,25 +103,3 @@ def sides(batch: int) -> Sides:
         ours=timed(lambda: jax.block_until_ready(run(**stacked)), calls=CALLS, share=1 / batch),
         peer=timed(lambda: algorithm_1(**next(turn))),
     )
-
-
-MEASURES = (
-    Measure(
-        "suppression_one_image",
-        "Algorithm 1 in NumPy",
-        functools.partial(sides, 1),
-        must=1 / 40,
-        goal=1 / 60,
-        pairs=100,
-        seconds=20.0,
-    ),
-    Measure(
-        "suppression_batch_of_8",
-        "Algorithm 1 in NumPy",
-        functools.partial(sides, 8),
-        must=1 / 60,
-        goal=1 / 100,
-        pairs=100,
-        seconds=20.0,
-    ),
-)

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.speed.measure import Measure, Values
 from klbox_jax.evaluation.confidence import ratio_interval, ratio_of_medians
 from klbox_jax.report import columns
-from klbox_jax.report.columns import Column, number, text
+from klbox_jax.report.columns import Column, interval_text, number, text
 
 NOTES = """Medians of runs in turn. The ratio is ours over the other side's, so less is better; its interval is a
 bootstrap over the pairs. FAIL: the ratio is above its limit. PASS: it is not. GOAL: it also reaches the goal."""
@@ -24,40 +24,24 @@ def record(measure: Measure, values: Values) -> dict:
         raise ValueError(
             f"{measure.name} has the ratio {ratio}, of {values.ours} over {values.peer}; it must be positive"
         )
-    return {
-        "name": measure.name,
-        "against": measure.against,
+    return {key: getattr(measure, key) for key in ("name", "against", "must", "goal", "unit")} | {
         "ours": float(np.median(values.ours)),
         "peer": float(np.median(values.peer)),
         "ratio": ratio,
         "interval": list(ratio_interval(values.ours, values.peer)),
-        "must": measure.must,
-        "goal": measure.goal,
-        "unit": measure.unit,
         "pairs": len(values.ours),
-        "mark": mark(ratio, must=measure.must, goal=measure.goal),
+        "mark": "FAIL" if ratio > measure.must else "GOAL" if ratio <= measure.goal else "PASS",
     }
-
-
-def mark(ratio: float, *, must: float, goal: float) -> str:
-    """Returns FAIL, PASS or GOAL."""
-    if ratio > must:
-        return "FAIL"
-    return "GOAL" if ratio <= goal else "PASS"
 
 
 def records_table(records: Sequence[Mapping]) -> str:
     """Returns the table of the records."""
     table_columns = (
         text("name", "measure"),
-        Column("ours", lambda entry: quantity(entry["ours"], entry["unit"])),
-        Column(
-            "against",
-            lambda entry: f"{quantity(entry['peer'], entry['unit'])}, {entry['against']}",
-            is_text=True,
-        ),
+        Column("ours", lambda e: quantity(e["ours"], e["unit"])),
+        Column("against", lambda e: f"{quantity(e['peer'], e['unit'])}, {e['against']}", is_text=True),
         number("ratio", ".4g"),
-        Column("95 % of it", lambda entry: " to ".join(f"{end:.4g}" for end in entry["interval"])),
+        Column("95 % of it", lambda e: interval_text(e["interval"], ".4g")),
         *(number("must", ".4g"), number("goal", ".4g"), number("pairs", "d"), text("mark")),
     )
     return columns.table(table_columns, records)

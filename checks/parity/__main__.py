@@ -55,7 +55,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have flags of these names, and tests import them into one process.
     _OUTPUT = flags.DEFINE_string("output", "runs/parity", "Folder of parity.json.")
     _MODELS = flags.DEFINE_multi_enum("model", MODELS, MODELS, "Networks to compare.")
     _WEIGHTS_SEED = flags.DEFINE_integer("weights_seed", 1, "Seed of the weights and the images.")

@@ -1,4 +1,4 @@
-"""Two tensors compared, and the table of many."""
+"""Comparisons of two tensors, and the table of many."""
 
 import dataclasses
 import math
@@ -8,36 +8,29 @@ from typing import Any
 import numpy as np
 
 RELATIVE = 1e-4
-# Differences below this norm are no difference: some gradients are zero.
+# Differences below this norm do not count: some gradients are zero.
 ABSOLUTE = 1e-8
-# Rows of the table that compare numbers and no tensors.
+# Rows of the table that compare numbers instead of tensors.
 NUMBERS = ("settings", "parameters")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two tensors that were compared.
+    """Two tensors that were compared."""
 
-    Attributes:
-        group: row of the table.
-        name: of the tensor.
-        error: relative.
-        tolerance: of the error.
-    """
-
-    group: str
-    name: str
-    error: float
-    tolerance: float = RELATIVE
+    group: str  # row of the table
+    name: str  # of the tensor
+    error: float  # relative
+    tolerance: float = RELATIVE  # of the error
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within its tolerance; a NaN is not."""
+        """True if the error is within its tolerance; a NaN is not."""
         return bool(self.error <= self.tolerance)
 
 
 def largest(group: str, name: str, ours: Any, theirs: Any) -> Comparison:
-    """Compares by the largest difference over the largest value; other shapes are infinitely far."""
+    """Compares by the largest difference over the largest value; different shapes have an infinite error."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         return Comparison(group, f"{name} {ours.shape} {theirs.shape}", float("inf"))
@@ -48,10 +41,8 @@ def largest(group: str, name: str, ours: Any, theirs: Any) -> Comparison:
 def gradient(name: str, ours: Any, theirs: Any) -> Comparison:
     """Compares by the norm of the difference: `|a - b| <= RELATIVE |b| + ABSOLUTE`."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    norm = np.linalg.norm(theirs)
-    return Comparison(
-        "gradients", name, float(max(np.linalg.norm(ours - theirs) - ABSOLUTE, 0.0) / max(norm, ABSOLUTE))
-    )
+    difference = max(np.linalg.norm(ours - theirs) - ABSOLUTE, 0.0)
+    return Comparison("gradients", name, float(difference / max(np.linalg.norm(theirs), ABSOLUTE)))
 
 
 def table(comparisons: Mapping[str, Sequence[Comparison]]) -> str:
@@ -61,15 +52,13 @@ def table(comparisons: Mapping[str, Sequence[Comparison]]) -> str:
         for group in dict.fromkeys(row.group for row in rows):
             members = [row for row in rows if row.group == group]
             worst = max(members, key=lambda row: row.error / row.tolerance)
-            passed = "" if all(row.passed for row in members) else f"  FAILED: {worst.name}"
-            lines.append(
-                f"{model:26}{group:14}{len(members):8}{worst.error:11.1e}{worst.tolerance:10.0e}{passed}"
-            )
+            line = f"{model:26}{group:14}{len(members):8}{worst.error:11.1e}{worst.tolerance:10.0e}"
+            lines.append(line if all(row.passed for row in members) else f"{line}  FAILED: {worst.name}")
     return "\n".join(lines)
 
 
 def summary(comparisons: Mapping[str, Sequence[Comparison]], versions: dict[str, str]) -> dict[str, object]:
-    """Returns what parity.json holds; an error that is no finite number is None there."""
+    """Returns the content of parity.json, in which an error that is not finite is None."""
     rows = [(model, row) for model, group in comparisons.items() for row in group]
 
     def worst(is_end_to_end):

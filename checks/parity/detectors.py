@@ -1,5 +1,6 @@
 """Compares whole networks of torchvision's with ours, which are loaded from their state dicts."""
 
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -11,12 +12,10 @@ from flax.traverse_util import flatten_dict
 from benchmarks import torchvision_peer
 from checks.parity import peer
 from checks.parity.comparison import Comparison, largest
-from checks.parity.inputs import make_batch, make_config, read
+from checks.parity.inputs import load, make_batch, make_config
 from checks.parity.stages import compare_backbone, compare_end_to_end, compare_heads, compare_rpn
 from checks.parity.training import compare_training
-from klbox_jax.models.build import build_model
 from klbox_jax.models.vgg import VGG16
-from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.weights.convert import load_weights
 
 # RoIs sampled in an image, fewer than the preset's 512 to save time.
@@ -29,32 +28,20 @@ def compare_detector(name: str, *, seed: int, folder: pathlib.Path) -> Iterator[
     """Compares one of torchvision's detectors with ours, loaded from its state dict."""
     theirs = peer.build(name, seed=seed, rois_per_image=ROIS_PER_IMAGE)
     config = make_config(name, rois_per_image=ROIS_PER_IMAGE)
-    model = build_model(config.model, num_classes=90)
-    settings = PostprocessSettings(**config.postprocess)
-    batch = make_batch(seed)
-    if model.roi_heads.mask_head is None:
-        batch = batch.replace(gt=batch.gt.replace(masks=None))
-    fields = config.model.to_dict() | {
-        "postprocess": config.postprocess.to_dict(),
-        "data": config.data.to_dict(),
-    }
+    fields = config.model.to_dict() | {part: config[part].to_dict() for part in ("postprocess", "data")}
     for field, value in peer.hyper_parameters(theirs).items():
-        ours = fields
-        for part in field.split("."):
-            ours = ours[part]
+        ours = functools.reduce(lambda record, part: record[part], field.split("."), fields)
         yield largest("settings", field, ours, value)
 
+    batch = make_batch(seed)
     images = peer.image_list(theirs, batch.images, batch.image_size)
     torchvision_peer.scale_outputs(theirs, images)
     peer.save(theirs, folder / "weights.pth")
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
-    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    params, num_loaded = read(fresh, folder / "weights.pth", model)
-    leaves = flatten_dict(params)
-    yield largest("parameters", "tensors filled", num_loaded, len(leaves))
+    ours = load(config, folder / "weights.pth", seed=seed)
+    leaves = flatten_dict(ours.params)
+    yield largest("parameters", "tensors filled", ours.num_loaded, len(leaves))
     trained = sum(leaf.size for path, leaf in leaves.items() if "norm" not in path[-2])
-    background = BACKGROUND_BOX + (BACKGROUND_MASK if model.roi_heads.mask_head else 0)
+    background = BACKGROUND_BOX + (BACKGROUND_MASK if ours.model.roi_heads.mask_head else 0)
     yield largest("parameters", "count", trained + background, peer.num_parameters(theirs))
 
     features, activations = peer.activations(theirs, images)
@@ -62,11 +49,11 @@ def compare_detector(name: str, *, seed: int, folder: pathlib.Path) -> Iterator[
         f"p{level}": jnp.asarray(peer.channels_last(x)) for level, x in enumerate(features.values(), start=2)
     }
     found = peer.evaluate(theirs, images, features)
-    yield from compare_backbone(model, params, batch, pyramid, activations)
-    yield from compare_rpn(model, params, batch, pyramid, found)
-    yield from compare_heads(model, params, batch, pyramid, found, settings)
-    yield from compare_end_to_end(model, params, batch, found, settings)
-    yield from compare_training(model, params, batch, theirs, images, folder)
+    yield from compare_backbone(ours, pyramid, activations)
+    yield from compare_rpn(ours, pyramid, found)
+    yield from compare_heads(ours, pyramid, found)
+    yield from compare_end_to_end(ours, found)
+    yield from compare_training(ours, theirs, images, folder)
 
 
 def compare_vgg16(*, seed: int, folder: pathlib.Path) -> Iterator[Comparison]:

@@ -1,16 +1,54 @@
-"""What both detectors are given: a config, a batch, and boxes in a fixed number of slots."""
+"""Inputs of both detectors: our network, a batch, and boxes in a fixed number of slots."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from configs import torchvision as preset
+from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.structures import Batch, GroundTruth, Proposals
 from klbox_jax.weights.convert import load_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """Our detector, its parameters, and the batch that both detectors see."""
+
+    config: ml_collections.ConfigDict
+    model: GeneralizedRCNN
+    params: Any
+    batch: Batch
+    num_loaded: int  # parameters that were read from the file
+
+    @property
+    def settings(self) -> PostprocessSettings:
+        """The post-processing of the config."""
+        return PostprocessSettings(**self.config.postprocess)
+
+    def apply(self, *arguments: Any, **options: Any) -> Any:
+        """Runs a method of the model, jitted in the parameters and the arguments."""
+        run = jax.jit(lambda params, *arguments: self.model.apply({"params": params}, *arguments, **options))
+        return run(self.params, *arguments)
+
+
+def load(config: ml_collections.ConfigDict, path: pathlib.Path, *, seed: int) -> Ours:
+    """Returns our detector of a config, with the parameters of a state dict of torchvision."""
+    model = build_model(config.model, num_classes=90)
+    batch = make_batch(seed)
+    if model.roi_heads.mask_head is None:
+        batch = batch.replace(gt=batch.gt.replace(masks=None))
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda: model.init(key, batch, key, method="train_forward"))["params"]
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    params, num_loaded = read(fresh, path, model)
+    return Ours(config, model, params, batch, num_loaded)
 
 
 def make_config(name: str, *, rois_per_image: int) -> ml_collections.ConfigDict:
@@ -21,10 +59,10 @@ def make_config(name: str, *, rois_per_image: int) -> ml_collections.ConfigDict:
 
 
 def make_batch(seed: int) -> Batch:
-    """Returns two images, one of them padded, with three and two objects of two kinds of shape."""
+    """Returns two images, one of them padded, with three and two objects and masks of one shape."""
     rng = np.random.default_rng(seed)
     sizes = np.array([[128, 128], [112, 100]], np.int32)
-    # Smooth colours with noise on them: what a backbone of random weights tells apart.
+    # Smooth colours with noise on them, which a backbone of random weights can tell apart.
     coarse = np.kron(rng.uniform(0, 255, (2, 8, 8, 3)), np.ones((1, 16, 16, 1)))
     images = np.clip(coarse + rng.normal(0, 20, coarse.shape), 0, 255).astype(np.uint8)
     for image, (h, w) in zip(images, sizes, strict=True):
@@ -67,8 +105,7 @@ def used(values: Any, valid: Any) -> np.ndarray:
 
 
 def read(params: Any, path: pathlib.Path, model: GeneralizedRCNN) -> tuple[Any, int]:
-    """Returns the parameters of a state dict, and how many were filled."""
-    filled, report = load_weights(
-        params, path, box_coder=model.roi_heads.box_coder, rpn_box_coder=model.rpn.box_coder
-    )
+    """Returns the parameters of a state dict, and the number of filled ones."""
+    coders = {"box_coder": model.roi_heads.box_coder, "rpn_box_coder": model.rpn.box_coder}
+    filled, report = load_weights(params, path, **coders)
     return filled, len(report.loaded)

@@ -1,4 +1,4 @@
-"""A training step beside torchvision's: the sampled RoIs, the losses and every gradient."""
+"""Compares a training step with torchvision's: the sampled RoIs, the losses and every gradient."""
 
 import pathlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from checks.parity import peer
 from checks.parity.comparison import Comparison, gradient, largest
-from checks.parity.inputs import padded, read, used
+from checks.parity.inputs import Ours, padded, read, used
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.ops.masks import crop_and_resize_masks
 from klbox_jax.ops.matcher import Label
@@ -28,7 +28,7 @@ LOSS_NAMES = {
 
 
 def training_losses(model: GeneralizedRCNN, batch: Batch, proposals: Proposals, rpn_keys, roi_keys):
-    """`GeneralizedRCNN.train_forward`, with the proposals given."""
+    """Returns the losses and samples of `GeneralizedRCNN.train_forward`, for given proposals."""
     pyramid = model.pyramid(batch.images, batch.image_size)
     outputs = model.rpn(pyramid, batch.images.shape[1:3])
     losses = model.rpn.losses(outputs, batch.gt, batch.valid, rpn_keys)
@@ -40,10 +40,9 @@ def training_losses(model: GeneralizedRCNN, batch: Batch, proposals: Proposals, 
     return losses, samples
 
 
-def compare_training(
-    model: GeneralizedRCNN, params: Any, batch: Batch, theirs: Any, images: Any, folder: pathlib.Path
-) -> Iterator[Comparison]:
-    """Compares the sampled RoIs, the losses and the gradient of every parameter; both draw by our sampler."""
+def compare_training(ours: Ours, theirs: Any, images: Any, folder: pathlib.Path) -> Iterator[Comparison]:
+    """Compares the sampled RoIs, the losses and the gradient of every parameter; both use our sampler."""
+    model, batch = ours.model, ours.batch
     slots = model.rpn.train_proposals.post_nms_topk
     rpn_keys, roi_keys = jax.random.split(jax.random.key(0), (2, 2))
 
@@ -60,7 +59,7 @@ def compare_training(
         return taken
 
     def draw_rois(image, labels):
-        # Ours pads the proposals, and the objects after them: the same boxes stand in the same rows.
+        # Ours pads the proposals, and the objects after them: the same boxes are in the same rows.
         objects = int(batch.gt.valid[image].sum())
         rows = np.concatenate([np.arange(len(labels) - objects), slots + np.arange(objects)])
         all_labels = np.full(slots + batch.gt.valid.shape[1], Label.IGNORE)
@@ -68,10 +67,8 @@ def compare_training(
         return draw(roi_keys[image], all_labels, model.roi_heads.sampling)[rows]
 
     def mask_targets(image, boxes, index):
-        masks, gt_boxes = jnp.asarray(batch.gt.masks[image]), jnp.asarray(batch.gt.boxes[image])
-        return np.array(
-            crop_and_resize_masks(masks, gt_boxes, jnp.asarray(boxes), jnp.asarray(index), output_size=28)
-        )
+        arguments = (batch.gt.masks[image], batch.gt.boxes[image], boxes, index)
+        return np.array(crop_and_resize_masks(*map(jnp.asarray, arguments), output_size=28))
 
     targets = [
         {
@@ -96,9 +93,8 @@ def compare_training(
         )
         return sum(losses.values()), (losses, samples)
 
-    gradients, (losses, samples) = jax.jit(jax.grad(total, has_aux=True))(
-        params, padded(found["proposals"], slots)
-    )
+    gradient_of = jax.jit(jax.grad(total, has_aux=True))
+    gradients, (losses, samples) = gradient_of(ours.params, padded(found["proposals"], slots))
     for image, rows in enumerate(found["samples"]):
         mine = used(samples.boxes[image], samples.valid[image])
         order = [x[np.lexsort(x.T)] for x in (mine, rows)]
@@ -106,7 +102,7 @@ def compare_training(
     for name, value in losses.items():
         yield largest("losses", name, value, found["losses"][LOSS_NAMES[name]])
     peer.save_gradients(theirs, folder / "gradients.pth")
-    their_gradients, _ = read(params, folder / "gradients.pth", model)
+    their_gradients, _ = read(ours.params, folder / "gradients.pth", model)
     their_gradients = flatten_dict(their_gradients)
     for path, mine in flatten_dict(gradients).items():
         if "norm" not in path[-2]:

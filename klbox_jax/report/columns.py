@@ -47,6 +47,12 @@ def number(key: str, form: str = ".1f", heading: str = "") -> Column:
     return Column(heading or key, cell)
 
 
+def numbers(form: str, keys: Mapping[str, str] | Sequence[str]) -> list[Column]:
+    """Returns a column for each key, see `number`; as a mapping, `keys` has the headings."""
+    headings = keys if isinstance(keys, Mapping) else {key: key for key in keys}
+    return [number(key, form, heading) for key, heading in headings.items()]
+
+
 def format_number(value: float | int | None, form: str) -> str:
     """Returns the formatted number, or "-" for None."""
     return MISSING if value is None else format(value, form)

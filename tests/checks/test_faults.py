@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from checks import faults
-from checks.faults_checks import (
+from checks.faults_files import (
     damage,
     differences,
     different_arrays,
@@ -173,7 +173,12 @@ def test_the_beginning_of_a_save_is_seen(tmp_path):
 
 def test_the_command_is_the_ordinary_one(tmp_path):
     command = faults.command(tmp_path / "run", tmp_path / "data")
-    assert command[:4] == [sys.executable, "-m", "klbox_jax.main", "--config=configs/scenes.py:loss=kl"]
+    assert command[:4] == [
+        sys.executable,
+        "-m",
+        "klbox_jax.main",
+        "--config=configs/scenes.py:loss=kl,size=tiny",
+    ]
     assert "--config.train.num_steps=200" in command
     assert "--config.train.save_every=20" in command
     assert command[-2:] == [f"--workdir={tmp_path / 'run'}", "--mode=train_and_eval"]

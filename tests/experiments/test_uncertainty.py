@@ -85,7 +85,7 @@ def test_tables_and_figures(tmp_path, monkeypatch):
         return {name: fitted | {"data": "scenes/calibration"} for name in settings}
 
     monkeypatch.setattr(runs, "evaluate_rows", evaluate_rows)
-    monkeypatch.setattr(uncertainty, "Job", make_job)
+    monkeypatch.setattr(runs, "job_of", make_job)
     monkeypatch.setattr(uncertainty, "fit_temperatures", fit_temperatures)
     out = tmp_path / "out"
     with flagsaver.flagsaver(preset="mini", workdir=str(out), networks_dir=str(tmp_path / "networks")):

@@ -1,4 +1,4 @@
-"""What `faults.py` looks at: the folder and the log of a run that was killed, or that went on to its end."""
+"""Inspects the folder and the log of a run that was killed, or that went on to its end."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from klbox_jax.train.checkpoints import find_fault, find_steps
 from klbox_jax.train.workdir import Workdir
 from klbox_jax.train.writer import read_metrics
 
-# Numbers that tell the time.
+# Metrics that depend on the clock.
 CLOCKS = ("time", "train/seconds", "train/data_wait_share")
 
 
 def whole_steps(checkpoints: pathlib.Path) -> list[int]:
-    """Returns the steps whose save came to its end."""
+    """Returns the steps whose save is complete."""
     return [step for step in find_steps(checkpoints) if (checkpoints / str(step) / "digests.json").exists()]
 
 
 def unfinished_saves(checkpoints: pathlib.Path) -> set[int]:
-    """Returns the steps of which a save has begun and not ended: a temporary folder, or no digests yet."""
+    """Returns the steps whose save has begun and not ended: a temporary folder, or no digests yet."""
     names = os.listdir(checkpoints) if checkpoints.exists() else []
     temporary = {int(name.partition(".")[0]) for name in names if ".orbax-checkpoint-tmp" in name}
     steps = {int(name) for name in names if name.isdecimal()}
@@ -35,12 +35,12 @@ def unfinished_saves(checkpoints: pathlib.Path) -> set[int]:
 
 
 def lost_checkpoints(checkpoints: pathlib.Path, whole: set[int], *, keep: int) -> list[int]:
-    """Returns which of the newest `keep` steps that were ever whole are missing or damaged now."""
+    """Returns the steps, of the newest `keep` that were ever whole, that are missing or damaged now."""
     return [step for step in sorted(whole)[-keep:] if find_fault(checkpoints / str(step))]
 
 
 def half_written(workdir: pathlib.Path) -> list[str]:
-    """Returns the files of a run that are not what their name says: JSON, or a JSON object in each whole line."""
+    """Returns the JSON files of a run that cannot be read, and whole lines of metrics.jsonl that are not JSON."""
     found = []
     for path in sorted(workdir.rglob("*.json")):
         if ".orbax-checkpoint-tmp" not in str(path):
@@ -50,7 +50,7 @@ def half_written(workdir: pathlib.Path) -> list[str]:
                 found.append(str(path.relative_to(workdir)))
     metrics = Workdir(workdir).metrics
     if metrics.exists():
-        # The line that a kill cut short has no end; readers skip it.
+        # A line that a kill interrupted has no end; readers skip it.
         for line in metrics.read_text("utf-8").split("\n")[:-1]:
             try:
                 json.loads(line)
@@ -60,9 +60,9 @@ def half_written(workdir: pathlib.Path) -> list[str]:
 
 
 def resumed_from(log: str) -> int | None:
-    """Returns the step that a start went on from, by what it told; None if it was killed before."""
-    told = re.search(r"from step (\d+) to \d+, batch|is trained to its last step, (\d+)", log)
-    return None if told is None else int(told[1] or told[2])
+    """Returns the step from which a start went on, by its log; None if it was killed before."""
+    found = re.search(r"from step (\d+) to \d+, batch|is trained to its last step, (\d+)", log)
+    return None if found is None else int(found[1] or found[2])
 
 
 def last_recorded_step(workdir: pathlib.Path) -> int:
@@ -72,12 +72,12 @@ def last_recorded_step(workdir: pathlib.Path) -> int:
 
 
 def damage(folder: pathlib.Path, rng: np.random.Generator, *, how: str) -> str:
-    """Spoils the largest file of a checkpoint that has a digest, and returns its name.
+    """Damages the largest file of a checkpoint that has a digest, and returns its name.
 
     Args:
         folder: of the step.
         rng: chooses the place.
-        how: `flip` one bit, or `truncate` to the half.
+        how: `flip` one bit, or `truncate` to half of the length.
     """
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "digests.json")
     path = max(files, key=lambda path: path.stat().st_size)
@@ -113,7 +113,7 @@ def different_arrays(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray])
 
 
 def training_records(workdir: Workdir) -> list[dict[str, Any]]:
-    """Returns what was logged of each step, without what a clock says."""
+    """Returns the logged metrics of each step, without those that depend on the clock."""
     return [
         {name: value for name, value in record.items() if name not in CLOCKS}
         for record in read_metrics(workdir.metrics)
@@ -122,7 +122,7 @@ def training_records(workdir: Workdir) -> list[dict[str, Any]]:
 
 
 def differences(reference: pathlib.Path, run: pathlib.Path, *, step: int) -> list[str]:
-    """Returns in what a run that finished at a step differs from the undisturbed one."""
+    """Returns the differences between a run that finished at a step and the undisturbed one, in words."""
     found = [f"{name} cannot be read" for name in half_written(run)]
     theirs, ours = Workdir(reference), Workdir(run)
     if fault := find_fault(ours.checkpoints / str(step)):
