@@ -17,7 +17,7 @@ from klbox_jax.data.transforms import Preprocessing
 class Boxes:
     """Images of 100 x 200 pixels with some boxes each; all of class 0 but the last box of an image."""
 
-    name, class_names, category_ids = "pond/train", ("fish", "r\u00e9y"), (1, 2)
+    name, class_names, category_ids, fingerprint = "pond/train", ("fish", "r\u00e9y"), (1, 2), None
 
     def __init__(self, *images, crowds=False):
         self.records = [
