@@ -45,8 +45,8 @@ def read_scenes(config: Any, split: str, on_fault: FaultHandler) -> Source:
 def read_coco(config: Any, split: str, on_fault: FaultHandler) -> Source:
     """Returns a split of a folder in COCO's or Roboflow's layout, or with paths of its own.
 
-    `config.annotation_file` and `config.image_dir` are paths, absolute or relative to the root, in which `{split}`
-    stands for the split.
+    `config.annotation_file` and `config.image_dir` are paths, absolute or relative to the root; `{split}` in them is
+    replaced by the split.
     """
     fields = {key: config.get(key, "") for key in ("annotation_file", "image_dir")}
     fields = {key: path.replace("{split}", split) for key, path in fields.items()}
@@ -193,7 +193,7 @@ def build_train_source(config: Any, sources: Mapping[str, SourceMaker] = SOURCES
     source = build_source(config, config.train_split, sources)
     share = config.get("hold_out", 0.0)
     kept = split_held_out(source, share)[0] if share else source
-    if kept.records:
+    if kept.records and all(record.is_crowd.all() for record in kept.records):
         check_learnable(compute_statistics(kept))
     return kept
 

@@ -10,9 +10,9 @@ masks are checked with `--masks` only, and boxes of no width or height are left 
 for COCO.
 
 Every annotation is checked, and every image decoded, which takes about ten milliseconds each. The exit status is 0 if
-there is no fault, 1 if there is any, and 2 if the command itself is wrong. A training stops at faults of severity
-"fatal" or "error", or leaves out their images, and uses entries with a "warning" unchanged: with `--allow_warnings`
-the exit status is 0 if there are only warnings.
+there is no fault, 1 if there is any, and 2 if the command itself is wrong; notes do not count. A training stops at
+faults of severity "fatal" or "error", or leaves out their images, and uses entries with a "warning" unchanged: with
+`--allow_warnings` the exit status is 0 if there are only warnings.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def anchor_sizes_of(config: Any) -> tuple[float, ...]:
 def _load_config(text: str) -> Any:
     """Returns a config from a `config.json`, or from a config file in Python with its argument behind a colon."""
     if text.endswith(".json"):
-        return ml_collections.ConfigDict(read_json(text))
+        return ml_collections.ConfigDict(_with_tuples(read_json(text)))
     path, _, argument = text.partition(":")
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or not os.path.isfile(path):
@@ -64,6 +64,13 @@ def _load_config(text: str) -> Any:
     sys.path.insert(0, os.getcwd())
     spec.loader.exec_module(module)
     return module.get_config(argument) if argument else module.get_config()
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns a value of JSON with tuples in place of lists, as configs have them."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -155,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(format_report(report, root=root, rows=arguments.rows))
     if arguments.output:
         write_report(report, arguments.output, root=root, layout=data.name)
-    return int(any(fault.severity != "warning" or not arguments.allow_warnings for fault in report.faults))
+    return report.exit_status(allow_warnings=arguments.allow_warnings)
 
 
 if __name__ == "__main__":

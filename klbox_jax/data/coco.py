@@ -179,8 +179,10 @@ class CocoSource:
 
     def image_fault(self, image_id: int, fault: Fault) -> Fault:
         """Returns a fault of an image file as a fault of the image's entry in the annotation file."""
+        is_missing = fault.kind == "missing image"
         return dataclasses.replace(
             fault,
+            remedy="Restore the image or remove its annotation entry." if is_missing else fault.remedy,
             file=self.annotation_file,
             record=f"image {image_id}",
             what=f"is unusable: {fault.file} {fault.what}",

@@ -104,7 +104,7 @@ def read_coco_annotations(
 
 def _faulty_images(annotations: list[dict], faults: EntryFaults) -> set[int]:
     """Returns the ids of the images that are lost by faults of their annotations."""
-    return {annotations[i]["image_id"] for i, fault in faults if fault.severity != "warning"}
+    return {annotations[i]["image_id"] for i, fault in faults if fault.is_serious}
 
 
 def _lost_ids(before: list, after: list[dict], key: str) -> set[int]:

@@ -112,7 +112,7 @@ def valid_entries(path: str, content: dict, section: str, on_fault: FaultHandler
     """Returns the entries of a section that have all their fields with valid values, and unique ids.
 
     Two categories may have one id or one name if annotations use at most one of the two, as Roboflow's root category
-    does; an unused one of them is left out with a warning.
+    does; an unused one of them is left out.
 
     Args:
         path: path of the file, for messages.
@@ -271,9 +271,9 @@ def _duplicate_categories(rows: _Rows, used: Counter[int], fault: functools.part
 
 
 def _left_out(fault: Fault, label: str = "the second") -> Fault:
-    """Returns a fault of an entry that no annotation needs, as a warning."""
+    """Returns a fault of an entry that no annotation needs, as a note."""
     return dataclasses.replace(
-        fault, severity="warning", what=f"{fault.what}; no annotation needs {label}, which is left out"
+        fault, severity="note", what=f"{fault.what}; no annotation needs {label}, which is left out"
     )
 
 

@@ -28,7 +28,7 @@ from klbox_jax.data.statistics import (
 
 # In most sets some boxes exceed their image by less than this, from rounding.
 _OVERHANG = 1.0
-_SEVERITIES = ("fatal", "error", "warning")
+_SEVERITIES = ("fatal", "error", "warning", "note")
 _COLUMNS = ("severity", "file", "record", "what", "remedy")
 _MAX_WIDTHS = (8, 40, 40, 80, 80)
 
@@ -47,9 +47,14 @@ class DataReport:
     sound_images: Mapping[str, int]
     statistics: Mapping[str, DataStatistics]
 
+    def exit_status(self, *, allow_warnings: bool) -> int:
+        """Returns 1 if there are faults, 0 if there are notes at most, or warnings at most that are allowed."""
+        harmless = ("note", "warning") if allow_warnings else ("note",)
+        return int(any(fault.severity not in harmless for fault in self.faults))
+
     @property
     def counts(self) -> list[tuple[tuple[str, str], int]]:
-        """Returns how often each severity and kind of fault occurs, most frequent first."""
+        """The number of faults of each severity and kind, most frequent first."""
         return collections.Counter((fault.severity, fault.kind) for fault in self.faults).most_common()
 
 

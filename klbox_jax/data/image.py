@@ -173,7 +173,7 @@ def _opened(path_or_bytes: str | os.PathLike | bytes, name: str) -> Iterator[Ima
             named,
             "missing image",
             "is missing or is not a file",
-            "Restore the image or remove its annotation entry.",
+            "Check its path, or restore it.",
         )
     try:
         with Image.open(file, formats=_FORMATS) as image:

@@ -27,7 +27,7 @@ class Fault:
         what: the predicate of the sentence.
         remedy: a sentence that says what to do.
         severity: "fatal" if the data set cannot be used at all, "error" if an image has to be left out, "warning"
-            if it can be used as it is.
+            if it is used unchanged but seems wrong, "note" for a remark.
     """
 
     kind: str
@@ -39,6 +39,11 @@ class Fault:
 
     def __str__(self) -> str:
         return self.sentence()
+
+    @property
+    def is_serious(self) -> bool:
+        """True if an image, or the data set, cannot be used."""
+        return self.severity in ("fatal", "error")
 
     def sentence(self, more: str = "") -> str:
         """Returns the text, with `more` at the end of the sentence."""
@@ -98,13 +103,13 @@ class SkipFaulty:
 
 
 def _log_warnings(faults: Sequence[Fault]) -> list[Fault]:
-    """Logs the first warning of each kind with the number of others, and returns the faults that are no warnings."""
-    warnings = [fault for fault in faults if fault.severity == "warning"]
+    """Logs the first warning or note of each kind with the number of others, and returns the serious faults."""
+    warnings = [fault for fault in faults if not fault.is_serious]
     counts = Counter(fault.kind for fault in warnings)
     for kind, count in counts.items():
         first = next(fault for fault in warnings if fault.kind == kind)
         logging.warning("%s", first.sentence(f" (and {count - 1} more)" if count > 1 else ""))
-    return [fault for fault in faults if fault.severity != "warning"]
+    return [fault for fault in faults if fault.is_serious]
 
 
 def printable(text: str) -> str:

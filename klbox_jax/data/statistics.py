@@ -153,7 +153,7 @@ def _nothing_to_learn(statistics: DataStatistics) -> tuple[str, str]:
 
 
 def find_shared_images(digests: Mapping[str, Mapping[str, str]]) -> list[Fault]:
-    """Returns a warning for each pair of splits that contain the same photograph.
+    """Returns a note for each pair of splits that contain the same photograph.
 
     Args:
         digests: for each split, the digest of the pixels of each image by its file name.
@@ -165,15 +165,15 @@ def find_shared_images(digests: Mapping[str, Mapping[str, str]]) -> list[Fault]:
         for second in splits[i + 1 :]:
             shared = [(names[digest], name) for name, digest in digests[second].items() if digest in names]
             if shared:
-                what = f"has the same pixels as {shared[0][1]}"
+                what = f"has the same pixels as {shared[0][0]}"
                 more = f" (and {len(shared) - 1} more of {second} are in {first})" if len(shared) > 1 else ""
                 faults.append(
                     Fault(
                         kind="photograph in two splits",
-                        file=shared[0][0],
+                        file=shared[0][1],
                         what=what + more,
                         remedy=f"Keep each photograph in one of {first} and {second}, or results are too good.",
-                        severity="warning",
+                        severity="note",
                     )
                 )
     return faults

@@ -100,7 +100,7 @@ class YoloSource:
                     raise DataError(link_fault(labels))
                 record, found = reader.read_record(labels, image, image_id, (height, width))
                 faults += found
-                if all(fault.severity == "warning" for fault in found):
+                if not any(fault.is_serious for fault in found):
                     records.append(record)
             except DataError as error:
                 faults.append(error.fault)

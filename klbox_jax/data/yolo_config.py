@@ -15,6 +15,7 @@ _NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 # Enough for the names of ten thousand classes.
 _MAX_BYTES = 2**18
 _MAX_CLASSES = 10_000
+_MAX_DEPTH = 20
 _SPLITS = ("train", "val", "test")
 
 
@@ -82,10 +83,16 @@ def read_yolo_config(path: str, *, allow_links: bool = False) -> YoloConfig:
 
 def _load(path: str) -> Any:
     text = read_text(path, _MAX_BYTES, severity="fatal")
+    depth = 0
     try:
-        # An alias can make a small file stand for an endless one, and no data.yaml needs one.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise _error(path, "has YAML aliases, which it does not need", "Write the values out.")
+        # Events come one by one, so that a deep file, which PyYAML reads in quadratic time, is refused early.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # With aliases a small file can have an endless content, and no data.yaml needs one.
+            if isinstance(event, yaml.AliasEvent):
+                raise _error(path, "has YAML aliases, which it does not need", "Write the values out.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise _error(path, "is not valid YAML: nested too deeply", "Restore or export it again.")
         return yaml.load(text, Loader=yaml.SafeLoader)
     except DataError:
         raise

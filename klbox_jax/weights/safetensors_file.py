@@ -117,9 +117,9 @@ def read_tensors(
             metadata = dict(file.metadata() or {})
             for name in sorted(file.keys()):
                 if (dtype := file.get_slice(name).get_dtype()) not in dtypes:
+                    own = "not float16 or float32" if dtypes == _OWN_DTYPES else "which is not read"
                     raise WeightFileError(
-                        f"{path}: {name!r} is of type {dtype}, not float16 or float32; write it again with "
-                        "one of these."
+                        f"{path}: {name!r} is of type {dtype}, {own}; write it again with float16 or float32."
                     )
                 value = file.get_tensor(name)
                 is_float = dtype in ("F64", "F32", "F16", "BF16")

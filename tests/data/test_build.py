@@ -43,7 +43,7 @@ def test_voc(tmp_path):
 class Stub:
     """Stands for a source, and remembers what sources were asked for."""
 
-    name, class_names, category_ids, records = "stub", (), (), ()
+    name, class_names, category_ids, records, fingerprint = "stub", (), (), (), None
     calls = None
 
     def __init__(self, *args, **fields):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from klbox_jax.data.check import main
 from tests import coco_folder
+from tests.data import test_yolo
 from tests.data.test_voc import _annotation, _object
 
 SQUARE = [[1, 2, 4, 2, 4, 6, 1, 6]]
@@ -184,3 +185,99 @@ def test_a_split_that_is_no_split_of_voc_exits_with_two(tmp_path):
     with pytest.raises(SystemExit) as caught:
         main([f"--root={tmp_path}", "--format=voc", "--split=test"])
     assert caught.value.code == 2
+
+
+def test_the_rules_are_those_of_training(root, tmp_path, capsys):
+    def change(content):
+        annotations = content["annotations"]
+        annotations[0]["segmentation"] = []  # boxes only beside polygons
+        for entry in annotations[1:]:
+            entry["segmentation"] = SQUARE
+        annotations[1]["segmentation"] = [*SQUARE, [6, 6, 7, 7]]
+        annotations[2]["segmentation"] = [[6, 6, 7, 7]]
+        annotations[4]["bbox"] = [1, 2, 3, 0]
+
+    _change(root, change)
+    status, _, content = _check(root, tmp_path, capsys)
+    assert (status, content["sound_images"]) == (1, {"train": 12})
+    assert [(fault["severity"], fault["kind"]) for fault in content["faults"]] == [("warning", "empty box")]
+    assert _check(root, tmp_path, capsys, "--allow_warnings")[0] == 0
+    # With masks, as a training with them reads the set: image 1 lacks one, image 2 has a line.
+    _, _, content = _check(root, tmp_path, capsys, "--masks")
+    assert content["sound_images"] == {"train": 10}
+    assert sorted(fault["kind"] for fault in content["faults"]) == [
+        "empty box",
+        "malformed mask",
+        "malformed mask",
+    ]
+
+
+def test_the_rules_of_a_config(root, tmp_path, capsys):
+    config = {
+        "model": {"rpn": {"anchor_sizes": [[16.0], [32.0, 64.0]]}},
+        "data": {
+            **{"name": "coco", "root": str(root), "train_split": "train", "eval_split": "train"},
+            **{"short_side": 80, "long_side": 96, "canvases": [[64, 96], [80, 80]], "max_gt": 1},
+            **{"flip": True, "scale_jitter": [1.0, 1.0]},
+        },
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    output = tmp_path / "check.json"
+    assert main([f"--config={path}", f"--output={output}", "--num_threads=2"]) == 1
+    content = json.loads(output.read_text())
+    # Every image has two objects, and a third of them is upright.
+    assert content["counts"] == {"error: more objects than max_gt": 12, "error: image fits no canvas": 4}
+    assert content["sound_images"] == {"train": 0}
+    assert [limit for limit, _ in content["statistics"]["train"]["sizes"]] == [16.0, 32.0, 64.0, None]
+    config["data"] |= {"max_gt": 2, "canvases": [[96, 96]]}
+    path.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main([f"--config={path}", "--num_threads=2"]) == 0
+    assert "below IoU 0.5 with every anchor: 0" in capsys.readouterr().out
+
+
+def test_a_useless_set_and_a_photograph_in_two_splits(tmp_path, capsys):
+    root = coco_folder.write_folder(tmp_path / "pond", images_per_shape=1)
+    (root / "valid/0.png").write_bytes((root / "train/0.png").read_bytes())
+    status, printed, content = _check(root, tmp_path, capsys)
+    assert status == 0
+    (note,) = content["faults"]
+    assert (note["severity"], note["kind"]) == ("note", "photograph in two splits")
+    assert note["file"].endswith("valid/0.png")
+    assert note["what"] == f"has the same pixels as {root / 'train/0.png'}"
+    assert "1  note: photograph in two splits" in printed
+    for split in ("train", "valid"):
+        path = root / f"annotations/instances_{split}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    status, printed, content = _check(root, tmp_path, capsys)
+    assert status == 1
+    assert content["counts"]["warning: no objects"] == 2
+    assert content["statistics"]["train"]["empty_images"] == 3
+
+
+def test_other_layouts(tmp_path, capsys):
+    root = test_yolo.write(tmp_path / "pond", labels={"train/a": "7 0.5 0.5 0.1 0.1"})
+    status, printed, content = _check(root, tmp_path, capsys, "--rows=1")
+    assert status == 1
+    assert content["faults"][0]["record"] == "line 1"
+    assert content["sound_images"] == {"train": 2, "val": 1}
+    assert "has class 7, but" in printed
+
+
+def test_voc_by_the_lists_it_has(tmp_path, capsys):
+    root = tmp_path / "kit"
+    for folder in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (root / "VOC2007" / folder).mkdir(parents=True)
+    for split, name in (("train", "a b"), ("val", "c")):
+        (root / f"VOC2007/ImageSets/Main/{split}.txt").write_text(name)
+        (root / f"VOC2007/Annotations/{name}.xml").write_text(_annotation(_object("fish", box=(0, 1, 9, 9))))
+        Image.effect_noise((30, 20), 50 + len(name)).convert("RGB").save(
+            root / f"VOC2007/JPEGImages/{name}.PNG"
+        )
+    status, _, content = _check(root, tmp_path, capsys)
+    assert status == 1
+    assert content["counts"] == {"warning: first pixel": 2}
+    assert content["sound_images"] == {"2007_train": 1, "2007_val": 1}
+    assert "config.data.voc_first_pixel = 0" in content["faults"][0]["remedy"]
+    assert _check(root, tmp_path, capsys, "--first_pixel=0")[0] == 0

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from klbox_jax.data.coco import CocoFiles, CocoSource
 from klbox_jax.data.image_files import ImageRules
-from klbox_jax.data.source import DataError
+from klbox_jax.data.source import DataError, SkipFaulty
 
 SHARED_DATA = pathlib.Path(__file__).parents[3] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(
@@ -375,6 +375,88 @@ def test_image_faults_are_known_at_once(folder):
 def test_an_image_of_another_size(folder):
     message = _broken(folder, lambda c: c["images"][2].update(height=9))
     assert "empty.png is 8 pixels high and 9 wide, its annotation says 9 high and 9 wide" in message
+
+
+def test_links_can_be_allowed(folder, tmp_path):
+    outside = tmp_path / "outside.png"
+    os.replace(folder / "train" / "a.png", outside)
+    (folder / "train" / "a.png").symlink_to(outside)
+    assert "or set config.data.allow_links = True" in _broken(folder, lambda c: None)
+    files = CocoFiles(images=ImageRules(allow_links=True))
+    source = CocoSource(folder, "train", files=files)
+    assert source.load_image(0).shape == (20, 30, 3)
+    # Without a way out of the folder in the name itself.
+    content = _content()
+    content["images"][0]["file_name"] = "../train/a.png"
+    _write(folder, content)
+    with pytest.raises(DataError, match="does not stay in the image folder"):
+        CocoSource(folder, "train", files=files)
+
+
+def test_links_that_stay_inside_the_root_are_read(folder):
+    (folder / "store").mkdir()
+    os.replace(folder / "train" / "a.png", folder / "store" / "0f3c")
+    (folder / "train" / "a.png").symlink_to("../store/0f3c")
+    assert len(CocoSource(folder, "train").records) == 3
+
+
+@pytest.mark.parametrize("on_fault", [None, SkipFaulty()])
+@pytest.mark.parametrize(
+    ("extra", "names"),
+    [
+        ([{"id": 0, "name": "fish"}], ("fish", "shark")),
+        ([{"id": 900, "name": "shark"}], ("fish", "shark")),
+        ([{"id": 7, "name": "ray"}, {"id": 8, "name": "ray"}], ("fish", "ray", "shark")),
+        ([{"id": 7, "name": "ray"}, {"id": 7, "name": "eel"}], ("fish", "ray", "shark")),
+        ([{"id": 4, "name": "fish"}], ("fish", "shark")),
+    ],
+)
+def test_uniqueness_is_for_categories_in_use(folder, extra, names, on_fault):
+    content = _content()
+    content["categories"] = extra[:1] + content["categories"] + extra[1:]
+    _write(folder, content)
+    source = CocoSource(folder, "train", **({} if on_fault is None else {"on_fault": on_fault}))
+    assert source.class_names == names
+    assert len(source.records) == 3
+    assert [entry["category_id"] for entry in source.coco_ground_truth()["annotations"]] == [90, 4, 90]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u0915\u094d\u200d\u0937",
+        "deux\u00a0mots",
+        "\u9b5a",
+        "\U0001faa8",
+        "\u00ad",
+    ],
+)
+def test_class_names_of_all_languages(folder, name):
+    content = _content()
+    content["categories"][0]["name"] = name
+    _write(folder, content)
+    assert CocoSource(folder, "train").class_names == ("fish", name)
+    # Messages show what does not print, and what may not be in a terminal's font, with escapes.
+    message = _broken(folder, lambda c: [c["categories"][i].update(name=name) for i in (0, 1)])
+    assert message.isprintable()
+    assert ascii(name) in message
+
+
+@pytest.mark.parametrize("name", ["a\u202eb", "a\u2028b", "a\x85b", "\u2066", " ", "\u00a0"])
+def test_class_names_that_change_the_text_around_them(folder, name):
+    assert "not a printable text" in _broken(folder, lambda c: c["categories"][0].update(name=name))
+
+
+@pytest.mark.parametrize("number", [20261201115105, 2**31, -(2**40), 2**53 - 1])
+def test_image_ids_beyond_32_bits(folder, number):
+    content = _content()
+    content["images"][0]["id"] = content["annotations"][1]["image_id"] = number
+    content["annotations"][2]["image_id"] = number
+    _write(folder, content)
+    source = CocoSource(folder, "train")
+    assert source.records[0].image_id == number
+    assert [image["id"] for image in source.coco_ground_truth()["images"]] == [number, 10, 20]
 
 
 @needs_shared_data

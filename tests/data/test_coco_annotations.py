@@ -79,6 +79,14 @@ def test_a_missing_mask_is_a_fault_and_is_counted(tmp_path):
         _read(tmp_path, change)
 
 
+@pytest.mark.parametrize("degenerate", [[6, 6, 7, 7], [6, 6], []])
+def test_a_point_or_a_line_beside_a_polygon_covers_nothing(tmp_path, degenerate):
+    polygons = _read(tmp_path, lambda c: c["annotations"][0].update(segmentation=[degenerate, *SQUARE]))
+    assert [part.shape for part in polygons.segmentations[0]] == [(4, 2)]
+    with pytest.raises(DataError, match=r"a polygon that is not a list of three or more points|nothing"):
+        _read(tmp_path, lambda c: c["annotations"][0].update(segmentation=[degenerate]))
+
+
 def test_category_names_are_unique(tmp_path):
     with pytest.raises(DataError, match=r"the categories 90 and 4 have the same name 'shark'"):
         _read(tmp_path, lambda c: c["categories"][1].update(name="shark"))

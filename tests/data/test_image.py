@@ -178,7 +178,7 @@ def test_missing_file_folder_and_text_are_refused(tmp_path):
     (tmp_path / "text.jpg").write_text("no image at all")
     (tmp_path / "empty.png").write_bytes(b"")
     for read in (decode_image, check_image):
-        with pytest.raises(DataError, match=r"gone\.jpg is missing.*Restore"):
+        with pytest.raises(DataError, match=r"gone\.jpg is missing.*Check its path, or restore"):
             read(tmp_path / "gone.jpg", height=4, width=4)
         with pytest.raises(DataError, match="is missing or is not a file"):
             read(tmp_path, height=4, width=4)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from klbox_jax.data import loader
 from klbox_jax.data.coco import CocoSource
-from klbox_jax.data.loader import blank_batch, check_fits, eval_batches, train_batches
+from klbox_jax.data.loader import blank_batch, check_fits, eval_batches, restore_image_ids, train_batches
 from klbox_jax.data.masks import run_lengths
 from klbox_jax.data.plan import EvalPlan, Shard, TrainPlan
 from klbox_jax.data.source import DataError, Record
@@ -193,6 +193,30 @@ def test_evaluation_covers_every_image_once_without_augmentation(threads):
     assert len(seen) == 26
 
 
+@pytest.mark.parametrize("with_wide_ids", [False, True])
+def test_results_have_the_original_image_ids(with_wide_ids):
+    source = MemorySource()
+    if with_wide_ids:
+        wide = {3: 2**40, 7: -(2**52)}
+        source.records = [
+            dataclasses.replace(record, image_id=wide.get(row, record.image_id))
+            for row, record in enumerate(source.records)
+        ]
+    plan = EvalPlan(check_fits(source, PREPROCESSING), batch_size=4)
+    blank = blank_batch(source, plan.step(0), PREPROCESSING)
+    results = []
+    for batch in eval_batches(source, plan, PREPROCESSING, num_threads=0):
+        assert batch.image_id.dtype == blank.image_id.dtype == np.int32
+        for number, size in zip(batch.image_id[batch.valid].tolist(), batch.scale[batch.valid], strict=True):
+            results.append({"image_id": number, "score": float(size[0])})
+    restored = restore_image_ids(results, source)
+    assert sorted(entry["image_id"] for entry in restored) == sorted(r.image_id for r in source.records)
+    # Each result stays with its image: the scale follows from the image's size.
+    scales = {record.image_id: 24 / min(record.height, record.width) for record in source.records}
+    for entry in restored:
+        assert entry["score"] == pytest.approx(scales[entry["image_id"]])
+
+
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_an_unreadable_image_ends_as_its_own_error(threads):
     source = MemorySource(unreadable=[11])
@@ -235,6 +259,11 @@ def test_what_does_not_fit_is_known_before_training():
     source = MemorySource()
     with pytest.raises(DataError, match=r"3\.png \(image 1003\) has 3 objects, but max_gt is 2"):
         check_fits(source, dataclasses.replace(PREPROCESSING, max_gt=2))
+    # All such images are counted, and the remedy is one for all.
+    with pytest.raises(
+        DataError, match=r"has 2 objects, .* \(and 11 more\)\. Raise config\.data\.max_gt to 3"
+    ):
+        check_fits(source, dataclasses.replace(PREPROCESSING, max_gt=1))
     with pytest.raises(DataError, match=r"0\.png \(image 1000\).*fits none of the canvases"):
         check_fits(source, dataclasses.replace(PREPROCESSING, canvases=((24, 40),)))
     mixed = MemorySource()

@@ -382,3 +382,28 @@ def test_no_tensorflow(data_dir):
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("cut", [1, 65536])
+def test_a_shard_that_was_cut_short_is_named(tmp_path, cut):
+    settings = TINY | dict.fromkeys(SPLITS, 2)
+    ScenesSource(tmp_path, "test", boxes="exact", **settings)
+    (shard,) = tmp_path.rglob("*-test.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-cut])
+    with pytest.raises(DataError) as caught:
+        ScenesSource(tmp_path, "test", boxes="exact", **settings)
+    assert str(caught.value).startswith(
+        f"{shard} has 0 of the 2 records that were written, so it is cut short"
+    )
+    assert "\n" not in str(caught.value)
+    # The other splits are not affected.
+    assert len(ScenesSource(tmp_path, "train", boxes="noisy", **settings).records) == 2
+
+
+def test_a_record_that_breaks_later_is_named(tmp_path):
+    source = ScenesSource(tmp_path, "test", boxes="exact", **(TINY | dict.fromkeys(SPLITS, 2)))
+    source._examples = [None]  # as a reader whose file shrank while it was open
+    with pytest.raises(
+        DataError, match=r"array_record-00000-of-00001: record 2 of test cannot be read, the file is"
+    ):
+        source.load_image(1)

@@ -155,6 +155,64 @@ def test_what_is_not_there_is_named(data_dir):
         TfdsSource(".", "train", data_dir=data_dir)
 
 
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            "train[:3%]",
+            r"the slice 'train\[:3%\]' is empty: train has 3 examples, of which it selects 0 to 0",
+        ),
+        ("train[2:1]", "the slice .* is empty: train has 3 examples, of which it selects 2 to 1"),
+        ("train[:2]+train[0:0]", "is empty"),
+        ("train[::2]", "cannot be read: .*Unrecognized split format: 'train.::2.'"),
+        ("train[5:]", "cannot be read: Requested slice .* incompatible with 3 examples"),
+        ("train[a:]", "cannot be read: .*Unrecognized split format"),
+        ("train[:2]+valid", "has no split 'valid'; it has train"),
+        ("valid[:50%]", r"has no split 'valid\[:50%\]'; it has train"),
+    ],
+)
+def test_slices_are_answered_truthfully(data_dir, split, message):
+    with pytest.raises(DataError, match=message) as caught:
+        TfdsSource("pond", split, data_dir=data_dir)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [1, 200, 65536, 131062])
+def test_a_record_file_that_was_cut_short_is_named(data_dir, tmp_path, cut):
+    copy = tmp_path / "pond" / "1.2.0"
+    copy.mkdir(parents=True)
+    for path in (data_dir / "pond" / "1.2.0").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (shard,) = copy.glob("*.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-cut])
+    with pytest.raises(DataError) as caught:
+        TfdsSource("pond", "train", data_dir=tmp_path)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{shard} has 0 of the 3 records that were written, so it is cut short or damaged"
+    )
+    assert "Copy it again" in message
+    assert "\n" not in message
+
+
+def test_a_damaged_record_is_named_and_can_be_skipped(data_dir, tmp_path):
+    copy = tmp_path / "pond" / "1.2.0"
+    copy.mkdir(parents=True)
+    for path in (data_dir / "pond" / "1.2.0").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (shard,) = copy.glob("*.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 255
+    shard.write_bytes(bytes(content))
+    with pytest.raises(
+        DataError, match=r"array_record-00000-of-00001: record 1 of train cannot be read, the file"
+    ):
+        TfdsSource("pond", "train", data_dir=tmp_path)
+    faults = []
+    assert len(TfdsSource("pond", "train", data_dir=tmp_path, on_fault=faults.extend).records) < 3
+    assert {fault.kind for fault in faults} == {"damaged record file"}
+
+
 def test_another_format_is_refused(data_dir, tmp_path):
     copy = tmp_path / "pond" / "1.2.0"
     copy.mkdir(parents=True)

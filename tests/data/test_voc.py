@@ -5,7 +5,8 @@ from PIL import Image
 from klbox_jax.data.image_files import ImageRules
 from klbox_jax.data.source import DataError, Source
 from klbox_jax.data.voc import VOC_CLASSES, VocSource
-from klbox_jax.data.voc_files import parse_voc_split
+from klbox_jax.data.voc_annotations import collect_class_names
+from klbox_jax.data.voc_files import annotation_dirs, find_voc_splits, parse_voc_split, split_pairs
 
 
 def _object(name="dog", box=(1, 1, 30, 20), difficult=0, more=""):
@@ -183,3 +184,140 @@ def test_an_image_twice_and_none_at_all(root):
     (root / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("\n")
     with pytest.raises(DataError, match=r"test\.txt lists no images"):
         VocSource(root, (("2007", "test"),))
+
+
+def _rename(root, name, *, suffix=".jpg", text=None, encoding="utf-8"):
+    """Gives image 000007 another name, suffix and annotation."""
+    base = root / "VOC2007"
+    (base / "JPEGImages/000007.jpg").rename(base / f"JPEGImages/{name}{suffix}")
+    (base / "Annotations/000007.xml").unlink()
+    (base / f"Annotations/{name}.xml").write_bytes((text or _annotation(_object())).encode(encoding))
+    (base / "ImageSets/Main/test.txt").write_text(f"{name}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".JPEG", ".Png", ".webp", ".jfif"])
+def test_any_suffix_of_an_image(root, suffix):
+    _rename(root, "a", suffix=suffix)  # the content decides how it is decoded
+    source = VocSource(root, (("2007", "test"),))
+    assert source.records[0].file_name.endswith(f"a{suffix}")
+    assert source.load_image(0).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Screenshot 2026-01-02 (1)", "a+b", "x [1]", "it's", "caf\u00e9", "\u6c34", "a.b.c", "-1", "#2", "a,b"],
+)
+def test_names_of_images(root, name):
+    _rename(root, name)
+    assert len(VocSource(root, (("2007", "test"),)).records) == 1
+    # With the suffix, as some tools list them.
+    (root / "VOC2007/ImageSets/Main/test.txt").write_text(f"{name}.jpg\n", encoding="utf-8")
+    assert len(VocSource(root, (("2007", "test"),)).records) == 1
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["ISO-8859-1", "iso-8859-15", "windows-1252", "US-ASCII", "UTF-8", "utf8", "UTF-16", "GBK", "Shift_JIS"],
+)
+def test_declared_encodings(root, encoding):
+    name = {"GBK": "\u9c7c", "Shift_JIS": "\u9b5a", "US-ASCII": "fish"}.get(encoding, "poisson \u00e9")
+    text = f'<?xml version="1.0" encoding="{encoding}"?>\n' + _annotation(_object(name))
+    _rename(root, "a", text=text, encoding=encoding)
+    record = VocSource(root, (("2007", "test"),), class_names=(name,)).records[0]
+    assert record.classes.tolist() == [0]
+    assert collect_class_names(annotation_dirs(root)) == tuple(sorted({"cat", "dog", "person", name}))
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding", "fault"),
+    [
+        ("UTF-9", "utf-8", "declares the encoding 'UTF-9', which is unknown"),
+        ("utf-16", "utf-8", "which is unknown or is not that of the file"),
+        ("zip", "utf-8", "declares the encoding 'zip'"),
+        ("utf-7", "utf-8", "declares the encoding 'utf-7'"),
+        ("idna", "utf-8", "declares the encoding 'idna'"),
+        ("UTF-8", "latin-1", "is not UTF-8 text"),
+        ("GBK", "latin-1", "is not gbk text"),
+    ],
+)
+def test_encodings_that_are_wrong(root, declared, encoding, fault):
+    text = f'<?xml version="1.0" encoding="{declared}"?>' + _annotation(_object("\u00e9"))
+    assert fault in _broken(root, text.encode(encoding))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "ISO-8859-1"])
+def test_a_doctype_is_refused_in_any_encoding(root, encoding):
+    declaration = encoding.removesuffix("-le").removesuffix("-be")
+    text = f'<?xml version="1.0" encoding="{declaration}"?><!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'
+    assert "has a DOCTYPE" in _broken(root, text.encode(encoding))
+
+
+def test_a_list_of_windows(root):
+    (root / "VOC2007/ImageSets/Main/test.txt").write_bytes("000007\r\n000005\r\n".encode("utf-16"))
+    assert len(VocSource(root, (("2007", "test"),)).records) == 2
+
+
+def _warnings(root, box, **options):
+    (root / "VOC2007/Annotations/000007.xml").write_text(_annotation(_object(box=box)))
+    faults = []
+    source = VocSource(root, (("2007", "test"),), on_fault=faults.extend, **options)
+    return source.records[0].boxes.tolist(), [(fault.severity, fault.kind) for fault in faults], faults
+
+
+def test_the_first_pixel(root):
+    assert _warnings(root, (1, 2, 10, 20))[:2] == ([[0, 1, 10, 20]], [])
+    # As CVAT writes: edges from 0, with fractions.
+    for box in ((0, 2, 10, 20), (3, 0, 10, 20), (3.5, 2, 10, 20), (3, 2, 10, 19.25)):
+        _, kinds, faults = _warnings(root, box)
+        assert kinds == [("warning", "first pixel")]
+        assert "Set config.data.voc_first_pixel = 0 unless the files are VOC's own" in str(faults[0])
+        boxes, kinds, _ = _warnings(root, box, first_pixel=0)
+        assert (boxes, kinds) == ([list(map(float, box))], [])
+    with pytest.raises(ValueError, match=r"config\.data\.voc_first_pixel = 2 is not 0 or 1"):
+        VocSource(root, BOTH, first_pixel=2)
+
+
+def test_splits_of_a_folder(root, tmp_path):
+    lists = root / "VOC2007/ImageSets/Main"
+    assert find_voc_splits(root) == ["2007_test", "2007_trainval", "2012_trainval"]
+    for name in ("train", "val", "dog_train", "dog_val"):
+        (lists / f"{name}.txt").write_text("000007 1\n")
+    assert find_voc_splits(root) == ["2007_test", "2007_trainval", "2012_trainval"]
+    (lists / "trainval.txt").unlink()
+    assert find_voc_splits(root) == ["2007_test", "2007_train", "2007_val", "2012_trainval"]
+    assert find_voc_splits(tmp_path / "nowhere") == []
+
+
+def test_one_voc_folder_alone(root):
+    alone = root / "VOC2007"
+    assert find_voc_splits(alone) == ["test", "trainval"]
+    source = VocSource(alone, split_pairs(alone, "trainval"))
+    assert (source.name, len(source.records)) == ("VOC2007/trainval", 2)
+    assert split_pairs(alone, "test+trainval") == (("", "test"), ("", "trainval"))
+    with pytest.raises(ValueError, match="not of the form"):
+        split_pairs(root, "test")
+
+
+def test_a_folder_for_each_split(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a b.xml").write_text(_annotation(_object()))
+        Image.new("RGB", (30, 20)).save(tmp_path / split / "a b.PNG")
+    assert find_voc_splits(tmp_path) == ["train", "valid"]
+    source = VocSource(tmp_path, split_pairs(tmp_path, "valid"))
+    assert source.records[0].file_name == str(tmp_path / "valid/a b.PNG")
+
+
+def test_links_out_of_the_folder(root, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "a.jpg"
+    path = root / "VOC2007/JPEGImages/000007.jpg"
+    path.rename(outside)
+    path.symlink_to(outside)
+    with pytest.raises(DataError, match=r"000007\.jpg is a link .* config\.data\.allow_links = True"):
+        VocSource(root, BOTH)
+    assert len(VocSource(root, BOTH, images=ImageRules(allow_links=True)).records) == 3
+    # Inside the data set's folder links are always accepted.
+    path.unlink()
+    outside.rename(root / "VOC2007/a.jpg")
+    path.symlink_to("../a.jpg")
+    assert len(VocSource(root, BOTH).records) == 3

@@ -122,7 +122,10 @@ def test_an_array_of_something_else_is_refused(predictor, image):
 
 def test_files_that_are_no_images_are_named(predictor, photographs):
     folder, _ = photographs
-    for name, message in (("damaged.jpg", "cannot be decoded"), ("nothing.jpg", "is missing or no file")):
+    for name, message in (
+        ("damaged.jpg", "cannot be decoded"),
+        ("nothing.jpg", "is missing or is not a file"),
+    ):
         with pytest.raises(DataError, match=rf"{name} {message}"):
             predictor(folder / name)
 
