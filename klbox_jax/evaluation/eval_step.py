@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from klbox_jax.compilation import CountedJit
 from klbox_jax.distributed import batch_sharding, gather, put_batch, replicated
-from klbox_jax.evaluation.coco import to_coco_results
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN, Predictions
 from klbox_jax.postprocess.detect import detect, unscale
 from klbox_jax.postprocess.flip_tta import concat_predictions, mirror_image, mirror_predictions
@@ -145,6 +144,9 @@ class Evaluator:
         return results
 
     def _collect(self, results: dict[str, list[dict]], batch: Batch, detections: dict[str, Detections]):
+        # Not at the top: the compiled eval step needs no pycocotools, and a benchmark runs where it is missing.
+        from klbox_jax.evaluation.coco import to_coco_results
+
         # Each process only knows its own share of the images, but collects the detections of all.
         image_id, valid, scale, size = gather((batch.image_id, batch.valid, batch.scale, batch.image_size))
         # Height and width of the file; a padding image may have scale 0.
