@@ -106,8 +106,7 @@ PARTS = {
 def measure(part: str) -> dict[str, float]:
     """Returns the numbers of a part from a process of its own: `peak_gb`, and seconds.
 
-    Raises:
-        RuntimeError: the process failed; its messages are above.
+    Raises RuntimeError if the process failed; its messages are above.
     """
     command = [sys.executable, "-m", "benchmarks.full_scale", f"--part={part}"]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -48,11 +48,7 @@ def get_config(name: str, arg: str = "") -> ml_collections.ConfigDict:
 
 
 def example_batch(config: Any) -> Batch:
-    """Returns one black image on the largest canvas of a config, with all its ground-truth slots.
-
-    Args:
-        config: a `config.data`.
-    """
+    """Returns one black image on the largest canvas of a `config.data`, with all its ground-truth slots."""
     canvas = max(config.canvases, key=math.prod)
     slots, mask_size = config.max_gt, config.get("mask_size", 0)
     return Batch(

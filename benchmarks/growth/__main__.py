@@ -74,8 +74,7 @@ def main(_: list[str]) -> None:
 def choose(only: list[str]) -> set[str]:
     """Returns the fields of the chosen axes, and `devices`; all where `only` is empty.
 
-    Raises:
-        ValueError: a name is unknown.
+    Raises ValueError if a name is unknown.
     """
     known = [*(axis.field for axis in AXES), "devices", "extrapolation"]
     for name in only:

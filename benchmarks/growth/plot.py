@@ -14,14 +14,9 @@ COLUMNS = {"seconds": "time of a step", "compile_seconds": "time to compile", "b
 
 
 def plot_growth(records: Sequence[Mapping], path: str | os.PathLike) -> None:
-    """Draws a panel for each step and cost, and a line in it for each axis that enters the step.
+    """Draws a panel for each step and cost, and a line in it for each axis that enters the step, as a PNG file.
 
-    Args:
-        records: of growth.json's `axes`.
-        path: the PNG file to write.
-
-    Raises:
-        ValueError: no records.
+    The records are the `axes` of growth.json; raises ValueError if there are none.
     """
     if not records:
         raise ValueError("nothing to plot: no axis was measured")

@@ -153,8 +153,7 @@ def evaluate(model: nn.Module, images: ImageList, features) -> dict[str, Any]:
 def sampler(draw: Callable[[int, np.ndarray], np.ndarray]) -> Callable:
     """Returns a replacement of torchvision's random sampler.
 
-    Args:
-        draw: chooses rows of an image, as a Boolean array, from its number and the labels (1 or more, 0, -1).
+    `draw` chooses rows of an image, as a Boolean array, from its number and the labels (1 or more, 0, -1).
     """
 
     def sample(labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -216,12 +215,9 @@ def train(
 
 
 def vgg16_features(images: np.ndarray, path: pathlib.Path, *, seed: int) -> np.ndarray:
-    """Writes a random VGG-16's convolutions and returns its last map, before the last pooling.
+    """Writes the state dict of a random VGG-16's convolutions, and returns its last map, before the last pooling.
 
-    Args:
-        images: normalized, channels last.
-        path: of the state dict.
-        seed: of the weights.
+    The images are normalized, channels last.
     """
     torch.manual_seed(seed)
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
