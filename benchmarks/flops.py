@@ -16,8 +16,7 @@ def count_flops(jaxpr: Jaxpr) -> int:
     whole where it covers padding, and without the zeros that the gradient of a strided one inserts. Of the branches
     of a condition the most expensive counts, and of the forms of a layer for several platforms that of accelerators.
 
-    Raises:
-        ValueError: a loop whose length is unknown holds a product.
+    Raises ValueError if a loop whose length is unknown holds a product.
     """
     return sum(_flops_of(equation) for equation in jaxpr.eqns)
 
@@ -70,12 +69,9 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
 def saved_bytes(function: Callable, *arguments) -> int:
     """Returns the bytes of the arrays that reverse-mode differentiation keeps from forward to backward pass.
 
-    Arguments are not counted. The compiler may compute some of the arrays again instead of keeping them, and
-    needs further memory while it works.
-
-    Args:
-        function: returns a scalar; differentiated in its first argument.
-        arguments: arrays or `jax.ShapeDtypeStruct`, in any pytrees.
+    Arguments are not counted. The compiler may compute some of the arrays again instead of keeping them, and needs
+    further memory while it works. The function returns a scalar and is differentiated in its first argument; arguments
+    are arrays or `jax.ShapeDtypeStruct`, in any pytrees.
     """
 
     def saved(first, *rest):

@@ -24,7 +24,7 @@ from benchmarks.speed.memory import peak_bytes
 from klbox_jax import cli
 from klbox_jax.files import write_json
 from klbox_jax.report import columns
-from klbox_jax.report.columns import Column, number
+from klbox_jax.report.columns import Column
 
 # JAX and torch are imported where they are used: neither should count for the other.
 
@@ -106,8 +106,7 @@ PARTS = {
 def measure(part: str) -> dict[str, float]:
     """Returns the numbers of a part from a process of its own: `peak_gb`, and seconds.
 
-    Raises:
-        RuntimeError: the process failed; its messages are above.
+    Raises RuntimeError if the process failed; its messages are above.
     """
     command = [sys.executable, "-m", "benchmarks.full_scale", f"--part={part}"]
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -118,12 +117,11 @@ def measure(part: str) -> dict[str, float]:
 
 def table(measured: Mapping[str, Mapping[str, float]]) -> str:
     """Returns the Markdown table of the parts; a number that a part does not have is a dash."""
+    seconds = {"compile": "compilation, s", "first": "first run, s", "second": "second run, s"}
     table_columns = (
         Column("", lambda row: row["part"]),
-        number("peak_gb", ".2f", "peak memory, GB"),
-        number("compile", ".1f", "compilation, s"),
-        number("first", ".1f", "first run, s"),
-        number("second", ".1f", "second run, s"),
+        columns.number("peak_gb", ".2f", "peak memory, GB"),
+        *columns.numbers(".1f", seconds),
     )
     return columns.table(table_columns, [{"part": part} | row for part, row in measured.items()])
 

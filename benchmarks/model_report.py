@@ -23,7 +23,6 @@ from benchmarks.steps import param_shapes
 from klbox_jax import cli
 from klbox_jax.models.build import build_model
 from klbox_jax.report import columns, documents
-from klbox_jax.report.columns import number
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.step import stop_frozen
 
@@ -49,11 +48,7 @@ def get_config(name: str, arg: str = "") -> ml_collections.ConfigDict:
 
 
 def example_batch(config: Any) -> Batch:
-    """Returns one black image on the largest canvas of a config, with all its ground-truth slots.
-
-    Args:
-        config: a `config.data`.
-    """
+    """Returns one black image on the largest canvas of a `config.data`, with all its ground-truth slots."""
     canvas = max(config.canvases, key=math.prod)
     slots, mask_size = config.max_gt, config.get("mask_size", 0)
     return Batch(
@@ -84,10 +79,8 @@ def measure(config: ml_collections.ConfigDict, *, num_classes: int) -> dict[str,
 
     def loss(params, leaves):
         params = stop_frozen(params, config.optimizer.frozen)
-        batch = jax.tree.unflatten(structure, leaves)
-        outputs = model.apply(
-            {"params": params}, batch, key, jnp.zeros((), jnp.int32), method="train_forward"
-        )
+        arguments = (jax.tree.unflatten(structure, leaves), key, jnp.zeros((), jnp.int32))
+        outputs = model.apply({"params": params}, *arguments, method="train_forward")
         return sum(outputs.losses.values())
 
     def predict(params, leaves):
@@ -121,12 +114,6 @@ def rows_of(models: Sequence[tuple[str, str, int]] = MODELS) -> list[dict]:
         logging.info("%s:%s %s", name, arg, numbers)
         height, width = max(config.data.canvases, key=math.prod)
         image_bytes = numbers["saved_bytes"] + numbers["product_bytes"]
-        batches = {
-            str(memory): largest_batch(
-                memory, parameter_bytes=numbers["parameter_bytes"], image_bytes=image_bytes
-            )
-            for memory in MEMORIES
-        }
         row = {
             "config": f"{name}{':' + arg if arg else ''}",
             "canvas": f"{height} x {width}",
@@ -135,17 +122,17 @@ def rows_of(models: Sequence[tuple[str, str, int]] = MODELS) -> list[dict]:
             "GFLOP, step": numbers["step_flops"] / 1e9,
             "activations, MB": image_bytes / 1e6,
         }
-        rows.append(row | batches)
+        sizes = {"parameter_bytes": numbers["parameter_bytes"], "image_bytes": image_bytes}
+        rows.append(row | {f"batch on {gb} GB": largest_batch(gb, **sizes) for gb in MEMORIES})
     return rows
 
 
 def table() -> str:
     """Returns the table of docs/models.md."""
-    numbers = ("GFLOP, forward", "GFLOP, step", "activations, MB")
     table_columns = [
-        *(columns.text("config"), columns.text("canvas"), number("parameters", ",d")),
-        *(number(key, ",.0f") for key in numbers),
-        *(number(str(memory), "d", f"batch on {memory} GB") for memory in MEMORIES),
+        *(columns.text("config"), columns.text("canvas"), columns.number("parameters", ",d")),
+        *columns.numbers(",.0f", ("GFLOP, forward", "GFLOP, step", "activations, MB")),
+        *columns.numbers("d", [f"batch on {memory} GB" for memory in MEMORIES]),
     ]
     return columns.table(table_columns, rows_of())
 

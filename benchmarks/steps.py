@@ -36,14 +36,9 @@ FACTORS = {"norm3/scale": 0.3, "anchor_deltas/kernel": 0.1, "bbox_log_var/kernel
 def make_batch(
     num_images: int, *, canvas: tuple[int, int], classes: int, slots: int = OBJECTS, seed: int = 0
 ) -> Batch:
-    """Returns smooth noise with `OBJECTS` objects of many sizes in each image; the images fill the canvas.
+    """Returns smooth noise with `OBJECTS` objects of many sizes, in `slots` ground-truth slots of each image.
 
-    Args:
-        num_images: of the batch.
-        canvas: height and width.
-        classes: number of classes.
-        slots: ground-truth slots of an image, `OBJECTS` of which are used.
-        seed: of the noise and the objects.
+    The images fill the canvas, given by height and width.
     """
     rng = np.random.default_rng(seed)
     height, width = canvas
@@ -129,10 +124,7 @@ class Step:
     def runner(self, function: Callable | None = None) -> Callable[[], None]:
         """Returns a function that runs the step to its end; a training step continues from the one before.
 
-        It raises FloatingPointError if the loss is not finite.
-
-        Args:
-            function: the compiled step; compiled by the first run, if not given.
+        It raises FloatingPointError if the loss is not finite. The first run compiles, unless `function` is compiled.
         """
         function, is_training = function or self.function, self.kind == "train"
         # The step donates its state: a copy, because the arrays of `first` belong to NumPy.
@@ -151,14 +143,7 @@ class Step:
 
 
 def make_step(kind: str, config: ml_collections.ConfigDict, batch: Batch, *, classes: int) -> Step:
-    """Returns the step of a config with random weights.
-
-    Args:
-        kind: of `KINDS`.
-        config: a whole config; its learning rate is replaced by `LEARNING_RATE`.
-        batch: for the step.
-        classes: number of classes.
-    """
+    """Returns the step of a whole config on a batch, with random weights; its learning rate is `LEARNING_RATE`."""
     model, mesh = build_model(config.model, num_classes=classes), distributed.make_mesh()
     params = random_params(param_shapes(model, batch))
     if kind == "eval":

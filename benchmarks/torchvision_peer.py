@@ -48,13 +48,9 @@ def num_threads() -> int:
 
 
 def build(model: type[nn.Module], *, seed: int, trainable_layers: int, **sizes: Any) -> nn.Module:
-    """Returns a detector with ResNet-50-FPN and frozen batch norm, with random weights.
+    """Returns `FasterRCNN` or `MaskRCNN` with ResNet-50-FPN, frozen batch norm and random weights.
 
-    Args:
-        model: `FasterRCNN` or `MaskRCNN`.
-        seed: of the weights.
-        trainable_layers: stages of the backbone that are trained, from the last.
-        **sizes: further arguments of `model`.
+    The last `trainable_layers` stages of the backbone are trained; `sizes` are further arguments of `model`.
     """
     torch.manual_seed(seed)
     body = torchvision.models.resnet50(weights=None, norm_layer=FrozenBatchNorm2d)

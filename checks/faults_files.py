@@ -74,10 +74,7 @@ def last_recorded_step(workdir: pathlib.Path) -> int:
 def damage(folder: pathlib.Path, rng: np.random.Generator, *, how: str) -> str:
     """Damages the largest file of a checkpoint that has a digest, and returns its name.
 
-    Args:
-        folder: of the step.
-        rng: chooses the place.
-        how: `flip` one bit, or `truncate` to half of the length.
+    `how` is `flip`, of one bit, or `truncate`, to half of the length.
     """
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "digests.json")
     path = max(files, key=lambda path: path.stat().st_size)

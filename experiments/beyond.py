@@ -113,8 +113,7 @@ def table1_command(workdir: pathlib.Path) -> str:
 def seeds_of_report() -> range:
     """Returns the seeds of the flags, without the one that the choice was made on.
 
-    Raises:
-        ValueError: none is left.
+    Raises ValueError if none is left.
     """
     first = runs.SEED.value + (runs.PRESET.value == "mini")
     chosen = range(first, runs.SEED.value + runs.SEEDS.value)
@@ -135,8 +134,7 @@ def check_stored(file: pathlib.Path, wanted: PostprocessSettings) -> None:
 def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
     """Returns the metrics of every setting on the calibration images, best first; evaluates what is missing.
 
-    Raises:
-        ValueError: the preset has no part in the choice, or the network is missing or not trained to its end.
+    Raises ValueError if the preset has no part in the choice, or the network is missing or not trained to its end.
     """
     runs.check_preset("beyond --stage=choose", "mini")
     seed = runs.SEED.value
@@ -203,8 +201,7 @@ def fields_text(fields: Mapping[str, Any]) -> str:
 def rows_of_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
     """Returns the baseline and the paper's row from Table 1, and the others; evaluates the others where missing.
 
-    Raises:
-        ValueError: Table 1 of this seed is missing.
+    Raises ValueError if Table 1 of this seed is missing.
     """
     folder = table1.seed_folder(workdir, seed)
     if not (folder / "table.json").exists():

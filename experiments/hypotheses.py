@@ -26,10 +26,8 @@ def markdown(
 ) -> str:
     """Returns both parts as tables.
 
-    Args:
-        found: the differences between the full row and the baseline, with the metrics of `HYPOTHESES` among them.
-        correlations: of score and IoU, by row and in the order of the seeds; None where there is none.
-        base: the row of `correlations` that the others are compared with.
+    `found` are the differences between the full row and the baseline. `correlations` of score and IoU are by row and in
+    the order of the seeds, None where there is none; those of `base` are compared with the others.
     """
     tested = [one for one in found if one.metric in HYPOTHESES]
     tested.sort(key=lambda one: list(HYPOTHESES).index(one.metric))

@@ -106,8 +106,7 @@ def check_preset(experiment: str, *known: str) -> str:
 def preset_fields() -> dict[str, object]:
     """Returns the config fields that the preset sets; a dry run may leave the files of the last three open.
 
-    Raises:
-        ValueError: a flag that the preset needs is missing.
+    Raises ValueError if a flag that the preset needs is missing.
     """
     if PRESET.value == "mini":
         return {}
@@ -157,6 +156,11 @@ def evaluate_rows(
     return {name: read_json(file) for name, file in files.items()}
 
 
+def read_detections(workdir: pathlib.Path, step: int, name: str) -> list[dict]:
+    """Returns the detections of a row of the network in a workdir."""
+    return read_json(workdir / "eval" / str(step) / name / "detections.json")
+
+
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, rows: Sequence[Row]
 ) -> list[dict]:
@@ -175,17 +179,9 @@ def machine() -> str:
 
 
 def meta_of(entry: Mapping) -> dict[str, object]:
-    """Returns the facts that all rows of a table share: preset, data and machine.
-
-    Args:
-        entry: an entry of the table, with its `data` and `data_fingerprint`.
-    """
-    return {
-        "preset": PRESET.value,
-        "data": entry["data"],
-        "data_fingerprint": entry["data_fingerprint"],
-        "machine": machine(),
-    }
+    """Returns the facts that all rows of a table share, from one of its entries: preset, data and machine."""
+    data = {key: entry[key] for key in ("data", "data_fingerprint")}
+    return {"preset": PRESET.value, **data, "machine": machine()}
 
 
 def meta_of_source(source: Source) -> dict[str, object]:

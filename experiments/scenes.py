@@ -10,7 +10,6 @@ threshold and by an adaptive one, in both polarities. The outlines of the pieces
 give boxes scored by their area; classes are ignored. The best of the maps counts. Its AP50 must stay under 15.
 """
 
-import contextlib
 import io
 import json
 import tempfile
@@ -23,12 +22,11 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from klbox_jax import cli
 from klbox_jax.data import scene_painter
 from klbox_jax.data.scenes import SPLITS, ScenesSettings, ScenesSource, prepare
+from klbox_jax.evaluation.coco import evaluate_detections
 
 _OUT = flags.DEFINE_string("out", "docs", "Folder of scenes.json and scenes.jpg.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "runs/data", "Folder in which data sets are prepared.")
@@ -103,22 +101,6 @@ def _contour_boxes(binary: np.ndarray) -> list[tuple[float, float, float, float]
     return boxes
 
 
-def _average_precision_50(truth: dict, results: list[dict]) -> float:
-    """AP50 in per cent, without regard to class."""
-    if not results:
-        return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
-        evaluation.params.useCats = 0
-        evaluation.params.iouThrs = np.array([0.5])
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return 100 * float(evaluation.eval["precision"][0, :, 0, 0, 2].mean())
-
-
 def control(source: ScenesSource) -> dict[str, float]:
     """Returns the AP50 of thresholding and contours for every map and threshold, and for all pooled."""
     results: dict[str, list[dict]] = {}
@@ -142,7 +124,12 @@ def control(source: ScenesSource) -> dict[str, float]:
                 add(f"{name}_{way}", record.image_id, found)
         add("pooled", record.image_id, pooled)
     truth = source.coco_ground_truth()
-    return {name: round(_average_precision_50(truth, entries), 2) for name, entries in results.items()}
+    one_class = [entry | {"category_id": 1} for entry in truth["annotations"]]
+    truth |= {"annotations": one_class, "categories": [{"id": 1, "name": "object"}]}
+    return {
+        name: round(evaluate_detections(truth, entries)["AP50"] if entries else 0.0, 2)
+        for name, entries in results.items()
+    }
 
 
 def decode_milliseconds(source: ScenesSource) -> float:

@@ -113,8 +113,7 @@ def resampled_metrics(
 ) -> dict[tuple[int, str], Float[ndarray, "S metrics"]]:
     """Returns `METRICS` on `NUM_RESAMPLES` draws of the images, the same draws for every key of `matched`.
 
-    Raises:
-        ValueError: a draw has no objects.
+    Raises ValueError if a draw has no objects.
     """
     num_images = len(next(iter(matched.values()))[0].num_objects)
     counts = resample_counts(num_images=num_images, num_resamples=NUM_RESAMPLES, seed=seed)
@@ -198,14 +197,8 @@ def write(
 ) -> str:
     """Writes NAME.json, NAME.md and ap_over_iou.png, and returns the text of NAME.md.
 
-    Args:
-        compared: the rows.
-        folder: of the files.
-        meta: facts that all rows share.
-        title: of the plot.
-        name: of the first two files.
-        further: more entries of NAME.json.
-        appendix: more text of NAME.md.
+    `meta` are the facts that all rows share, `title` is that of the plot; NAME.json also has the entries `further`, and
+    NAME.md ends with `appendix`.
     """
     text = markdown(compared, meta=meta) + (f"\n{appendix}" if appendix else "")
     differences = [one.to_dict() for one in compared.differences]

@@ -15,19 +15,16 @@ The paper's curves are not known in numbers; from memory, AP50 hardly moves, 0.0
 uses 0.02 throughout.
 """
 
-import pathlib
-
-import ml_collections
 from absl import flags
 
 from experiments import networks, runs
 from experiments.networks import Network
 from experiments.runs import Row
 from klbox_jax import cli
-from klbox_jax.files import read_json
 from klbox_jax.report import columns
 from klbox_jax.report.columns import Column, number
 from klbox_jax.report.plots import plot_ap_over_sigma_t
+from klbox_jax.serving.model_folder import read_config
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.workdir import Workdir
 
@@ -44,34 +41,13 @@ ROWS = (
 )
 
 
-def finished_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Returns the config that a run was started with.
-
-    Raises:
-        ValueError: there is none.
-    """
-    file = workdir / "config.json"
-    if not file.exists():
-        raise ValueError(
-            f"--run_workdir={workdir}: there is no config.json; name the folder of a finished run"
-        )
-
-    def tuples(value):
-        # A config has tuples, JSON has only lists.
-        if isinstance(value, dict):
-            return {key: tuples(inner) for key, inner in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    return ml_collections.ConfigDict(tuples(read_json(file))).lock()
-
-
 def evaluate(preset: str) -> list[dict]:
     """Returns the metrics of every row, with its `sigma_t`; trains and evaluates only what is missing."""
     if _RUN_WORKDIR.value:
-        workdir = pathlib.Path(_RUN_WORKDIR.value)
-        config = finished_config(workdir)
-        step, _ = restore_params(Workdir(workdir).checkpoints)
-        metrics = runs.evaluate_rows(config, workdir, step, ROWS)
+        workdir = Workdir(_RUN_WORKDIR.value)
+        config = read_config(workdir).lock()
+        step, _ = restore_params(workdir.checkpoints)
+        metrics = runs.evaluate_rows(config, workdir.path, step, ROWS)
         entries = [row.labels() | {"steps": step} | metrics[row.name] for row in ROWS]
     else:
         entries = networks.train_and_evaluate(Network(FAMILIES[preset], "kl"), ROWS)

@@ -30,8 +30,7 @@ def store(workdir: pathlib.Path, name: str) -> pathlib.Path:
     The rows of each seed, where there are several, are added as `by_seed`. The plot of AP over IoU, if there is one, is
     written as NAME.png.
 
-    Raises:
-        FileNotFoundError: the workdir has no table.json.
+    Raises FileNotFoundError if the workdir has no table.json.
     """
     result = read_json(workdir / "table.json")
     by_seed = [row for file in sorted(workdir.glob("seed*/table.json")) for row in read_json(file)["rows"]]
@@ -109,13 +108,7 @@ def gain(name: str, metric: str) -> Cells:
 
 
 def difference(name: str, metric: str, part: str) -> Cells:
-    """Returns the cells of a difference, by pair of rows.
-
-    Args:
-        name: of the result.
-        metric: of the difference.
-        part: `mean`, `by_seed`, or the interval over `seeds` or `images`.
-    """
+    """Returns the cells of a difference, by pair of rows: `mean`, `by_seed`, or an interval, `seeds` or `images`."""
 
     def cell(pair: tuple[str, str]) -> str:
         found = {(one["row"], one["base"], one["metric"]): one for one in read(name)["differences"]}
@@ -134,13 +127,7 @@ def difference(name: str, metric: str, part: str) -> Cells:
 
 
 def paper_value(cells: Mapping[str, Cell], form: str = ".1f", *, over: str = "") -> Cells:
-    """Returns the cells of the paper's number, by row, with the mark of its source.
-
-    Args:
-        cells: the paper's numbers.
-        form: format specification.
-        over: divide by the number of this row.
-    """
+    """Returns the cells of the paper's number, by row, with the mark of its source; over that of the row `over`."""
 
     def cell(row: str) -> str:
         if row not in cells:
@@ -159,11 +146,8 @@ def paper_gain(cells: Mapping[str, Mapping[str, Cell]]) -> Cells:
 def table_of(title: str, lines: Mapping[Any, str], cells: Columns) -> Callable[[], str]:
     """Returns a function that makes a table.
 
-    Args:
-        title: heading of the first column.
-        lines: text of the first column by the key of the line: the name of a row, or a pair of names.
-        cells: heading of each further column, and a function from the key of the line to its cell; as a mapping, or as
-            pairs where headings repeat.
+    The first column has the heading `title` and the text of each line, by its key: the name of a row, or a pair of
+    names. `cells` has the heading of each further column, and a function from the key to the cell.
     """
     pairs = cells.items() if isinstance(cells, Mapping) else cells
     columns = [Column(title, lines.__getitem__), *(Column(heading, cell) for heading, cell in pairs)]

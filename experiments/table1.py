@@ -32,7 +32,6 @@ from experiments import runs, seeds
 from experiments.runs import BASELINE, KL, KL_SOFT_NMS, KL_VOTING, KL_VOTING_SOFT_NMS, SOFT_NMS, Row
 from klbox_jax import cli
 from klbox_jax.evaluation.bootstrap import match_classes
-from klbox_jax.files import read_json
 from klbox_jax.report import tables
 from klbox_jax.report.pictures import contact_sheet, save_picture
 from klbox_jax.report.plots import plot_ap_over_iou
@@ -66,16 +65,6 @@ def rows_of(loss: str) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if row.loss == loss)
 
 
-def detections_of(network: pathlib.Path, row: Mapping) -> list[dict]:
-    """Returns the detections of a row of the network in a folder.
-
-    Args:
-        network: workdir of the network.
-        row: an entry of the table, with its `name` and `steps`.
-    """
-    return read_json(network / "eval" / str(row["steps"]) / row["name"] / "detections.json")
-
-
 def run_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
     """Returns the six rows of one seed; does what is missing, and writes the seed's table and pictures."""
     configs = {loss: runs.preset_config(f"loss={loss}", overrides(seed)) for loss in LOSSES}
@@ -89,8 +78,8 @@ def run_seed(seed: int, workdir: pathlib.Path) -> list[dict]:
     text = tables.table1_markdown(rows, meta=meta, comparable=meta["preset"] == "full")
     runs.write_result(workdir, {"rows": rows, **meta}, text)
     plot_ap_over_iou(rows, workdir / "ap_over_iou.png", title=f"Table 1, {source.name}, seed {seed}")
-    full = next(row for row in rows if row["name"] == ROWS[-1].name)
-    pictures = draw_samples(source, detections_of(workdir / "kl", full), count=NUM_PICTURES)
+    detections = runs.read_detections(workdir / "kl", rows[-1]["steps"], ROWS[-1].name)
+    pictures = draw_samples(source, detections, count=NUM_PICTURES)
     save_picture(workdir / "detections.jpg", contact_sheet(list(pictures.values()), columns=4))
     return rows
 
@@ -117,7 +106,8 @@ def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
 
 def read_detections(row: Mapping, workdir: pathlib.Path) -> list[dict]:
     """Returns the detections of a row of one of several seeds."""
-    return detections_of(seed_folder(workdir, row["seed"]) / row["loss"], row)
+    network = seed_folder(workdir, row["seed"]) / row["loss"]
+    return runs.read_detections(network, row["steps"], row["name"])
 
 
 def main(_: list[str]) -> None:

@@ -32,7 +32,6 @@ from klbox_jax.evaluation.matching import match_detections
 from klbox_jax.evaluation.score_iou_correlation import localization_confidences
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
-from klbox_jax.files import read_json
 from klbox_jax.main import run
 from klbox_jax.report import columns
 from klbox_jax.report.columns import format_number, numbers
@@ -125,7 +124,7 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
     entries = []
     for row in rows:
         found = metrics[f"{SPLIT}/{row.name}"]
-        detections = _detections(network.workdir, job.total_steps, row.name)
+        detections = runs.read_detections(network.workdir, job.total_steps, f"{SPLIT}/{row.name}")
         kept = ("AP", "AP50", "AP90", "LRP", "PDQ", "uncertainty")
         entry = row.labels() | {key: found[key] for key in kept}
         entry["agreement"] = localization_confidences(truth, detections).spearman()
@@ -135,10 +134,6 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
             entry["uncertainty_calibrated"] = evaluate_uncertainty(truth, scale_stds(detections, temperature))
         entries.append(entry | {"seed": config.seed, "steps": job.total_steps})
     return entries
-
-
-def _detections(workdir: pathlib.Path, step: int, name: str) -> list[dict]:
-    return read_json(workdir / "eval" / str(step) / SPLIT / name / "detections.json")
 
 
 def unclear_edges(source: ScenesSource, detections: list[dict]) -> dict[str, EdgePairs]:
@@ -162,10 +157,10 @@ def draw(rows: Sequence[Mapping], source: ScenesSource, workdir: pathlib.Path, *
     plot_reliability(curves, workdir / "reliability.png", levels=LEVELS.tolist(), title=f"{SHOWN}, {title}")
 
     truth, panels = source.coco_ground_truth(), []
-    detections = {
-        name: _detections(Network("one_level", by_name[name]["loss"]).workdir, by_name[name]["steps"], name)
-        for name in ("baseline", SHOWN, "iou_net")
-    }
+    detections = {}
+    for name in ("baseline", SHOWN, "iou_net"):
+        network = Network("one_level", by_name[name]["loss"])
+        detections[name] = runs.read_detections(network.workdir, shown["steps"], f"{SPLIT}/{name}")
     for name, quantity, key, label in (
         ("baseline", "scores", "score", "score"),
         (SHOWN, "scores", "score", "score"),

@@ -43,7 +43,6 @@ SECONDS = {True: 0.5, False: 2.0}
 
 def main(_: list[str]) -> None:
     """Measures the parts that the flags choose, and writes the results after each step of an axis."""
-    # Warnings only.
     logging.set_verbosity(logging.WARNING)
     chosen = choose(_ONLY.value)
     # A compiled program from a cache would take no time.
@@ -75,8 +74,7 @@ def main(_: list[str]) -> None:
 def choose(only: list[str]) -> set[str]:
     """Returns the fields of the chosen axes, and `devices`; all where `only` is empty.
 
-    Raises:
-        ValueError: a name is unknown.
+    Raises ValueError if a name is unknown.
     """
     known = [*(axis.field for axis in AXES), "devices", "extrapolation"]
     for name in only:
@@ -92,7 +90,9 @@ def first_result(path: pathlib.Path, chosen: set[str], *, quick: bool) -> dict[s
         ValueError: parts that are not chosen were measured under other conditions, and would be lost or mixed with new
             ones.
     """
-    now = {"quick": quick, "meta": meta_text(quick), "versions": current_versions()}
+    malloc = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    cores = len(os.sched_getaffinity(0))
+    now = {"quick": quick, "cores": cores, "malloc": malloc, "versions": current_versions()}
     old = read_json(path) if path.exists() else {"axes": [], "devices": []}
     axes = [record for record in old["axes"] if record["field"] not in chosen]
     devices = [] if "devices" in chosen else old["devices"]
@@ -115,13 +115,9 @@ def measure_axis(axis: Axis, kind: str, *, quick: bool) -> dict[str, Any]:
     base = programs.lower(kind, Setting(), clock=clock).digest
     if all(programs.lower(kind, one, clock=clock).digest == base for one in (settings[0], settings[-1])):
         return record | {"enters": False}
-    costs = {
-        setting: programs.measure(
-            kind, setting, clock=clock, seconds=SECONDS[quick], fewest=FEWEST_RUNS[quick]
-        )
-        # The last one is lowered already.
-        for setting in reversed(settings)
-    }
+    runs = {"clock": clock, "seconds": SECONDS[quick], "fewest": FEWEST_RUNS[quick]}
+    # The last one is lowered already.
+    costs = {setting: programs.measure(kind, setting, **runs) for setting in reversed(settings)}
     columns = {name: [getattr(costs[setting], name) for setting in settings] for name in tables.QUANTITIES}
     growth = {name: dataclasses.asdict(fit_growth(sizes, column)) for name, column in columns.items()}
     return record | {"enters": True, "costs": columns, "growth": growth}
@@ -145,19 +141,6 @@ def write(output: pathlib.Path, result: Mapping[str, Any]) -> None:
     write_json(output / "growth.json", {**result, "work": dataclasses.asdict(work), "extrapolation": rows})
     if any(record["enters"] for record in result["axes"]):
         plot_growth(result["axes"], output / "scaling.png")
-
-
-def meta_text(quick: bool) -> str:
-    """Returns a sentence on the conditions of the measurement."""
-    cores = len(os.sched_getaffinity(0))
-    malloc = [f"`{name}={value}`" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
-    text = (
-        f"jax {jax.__version__}, on {cores} core{'s' if cores > 1 else ''} of a CPU, "
-        f"{', '.join(malloc) or 'no `MALLOC_` variables'}."
-    )
-    if quick:
-        text += f" **A quick trial, not a result**: {QUICK_SIZES} sizes and {FEWEST_RUNS[True]} runs of each."
-    return text
 
 
 if __name__ == "__main__":

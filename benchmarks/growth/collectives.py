@@ -65,8 +65,7 @@ def _bytes(shape: re.Match) -> int:
 def count_on(devices: int) -> list[dict]:
     """Returns the result of `count_here` in a process with a number of simulated devices.
 
-    Raises:
-        ValueError: the process failed.
+    Raises ValueError if the process failed.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     done = subprocess.run(

@@ -80,12 +80,7 @@ class Step:
 def ring(num_bytes: float, devices: int, *, rounds: int, bandwidth: float, latency: float) -> float:
     """Returns the seconds of a ring of devices (Patarasuk and Yuan 2009): `n - 1` hops of a share `1 / n` a round.
 
-    Args:
-        num_bytes: of all shares.
-        devices: n.
-        rounds: 2 for an all-reduce, 1 for an all-gather.
-        bandwidth: bytes per second of a link.
-        latency: seconds of a hop.
+    An all-reduce has 2 rounds, an all-gather 1. Bandwidth is in bytes a second of a link, latency in seconds of a hop.
     """
     return rounds * (devices - 1) * (num_bytes / devices / bandwidth + latency)
 
@@ -95,8 +90,7 @@ def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSU
 
     A ring is as fast as its slowest link: a far one, if there is more than one host.
 
-    Raises:
-        ValueError: more devices than the chip can be connected to.
+    Raises ValueError if there are more devices than the chip can be connected to.
     """
     if not 1 <= devices <= chip.most_devices:
         raise ValueError(f"{chip.name} is wired for 1 to {chip.most_devices} devices, not {devices}")

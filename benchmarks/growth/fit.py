@@ -27,8 +27,7 @@ class Growth:
 def fit_growth(sizes: Sequence[float], costs: Sequence[float]) -> Growth:
     """Returns the exponents of costs at sizes.
 
-    Raises:
-        ValueError: fewer than three points, sizes that do not ascend, or a cost that is not positive.
+    Raises ValueError if there are fewer than three points, the sizes do not ascend, or a cost is not positive.
     """
     x, y = np.asarray(sizes, float), np.asarray(costs, float)
     if len(x) < 3 or len(x) != len(y) or (np.diff(x) <= 0).any() or not (y > 0).all():

@@ -49,17 +49,10 @@ def lower(kind: str, setting: Setting, *, clock: Callable[[], float] = time.perf
 
 @functools.cache
 def measure(kind: str, setting: Setting, *, clock: Callable[[], float], seconds: float, fewest: int) -> Cost:
-    """Compiles a step, runs it for some seconds, and returns its cost.
+    """Compiles a step, runs it for some seconds and at least `fewest` times, and returns its cost.
 
-    Args:
-        kind: `train` or `eval`.
-        setting: of the step.
-        clock: `time.perf_counter`, or `time.process_time` for the work of all cores, without that of other programs.
-        seconds: of running.
-        fewest: number of runs at least.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
+    The clock is `time.perf_counter`, or `time.process_time` for the work of all cores, without that of other programs.
+    Raises FloatingPointError if the loss is not finite.
     """
     program = lower(kind, setting, clock=clock)
     started = clock()

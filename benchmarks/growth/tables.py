@@ -8,8 +8,6 @@ from benchmarks.speed.table import quantity
 from klbox_jax.report.columns import MISSING, Column, format_number, number, numbers, table, text
 
 QUANTITIES = {"seconds": "step", "compile_seconds": "compile", "bytes": "memory"}
-# The IoU matrix of NMS has the square of this axis.
-MATRIX_AXIS = "proposals"
 
 
 def growth_table(records: Sequence[Mapping], step: str) -> str:
@@ -46,52 +44,27 @@ def _exponents(record: Mapping, name: str) -> str:
 
 
 def verdict(records: Sequence[Mapping]) -> str:
-    """Returns a paragraph on the costs that grow faster than linearly by their last doubling, and on the noise."""
-    return f"{_fast_growth(records)}\n{_scatter(records)}".rstrip()
-
-
-def _fast_growth(records: Sequence[Mapping]) -> str:
-    found = [
-        (record, name)
-        for record in records
-        if record["enters"]
-        for name in QUANTITIES
-        if record["growth"][name]["last_doubling"] > MOST_LINEAR
-    ]
-    others = [(record, name) for record, name in found if record["field"] != MATRIX_AXIS]
-    if not found:
-        return f"**Nothing grows faster than linearly**: no last doubling is above {MOST_LINEAR}."
-    if not others:
-        return (
-            "**Nothing grows faster than linearly but the IoU matrix**: the last doublings above "
-            f"{MOST_LINEAR} are those of the boxes that enter the NMS of the RPN."
-        )
-    names = "; ".join(
-        f"{record['label']}, {record['step']} step, {QUANTITIES[name]}: "
-        f"{record['growth'][name]['last_doubling']:.2f}"
-        for record, name in others
-    )
-    return f"**Last doublings above {MOST_LINEAR} besides those of the IoU matrix**: {names}."
-
-
-def _scatter(records: Sequence[Mapping]) -> str:
-    """A sentence on how well the times repeat; empty where no size took longer than the next one.
+    """Returns the costs whose last doubling is faster than linear, and a bound of the noise of the times.
 
     Less work in more time is not growth but other work of the machine, so it is a lower bound of the noise.
     """
+    entering = [record for record in records if record["enters"]]
+    fast = [
+        f"{record['label']}, {record['step']} step, {heading} {record['growth'][name]['last_doubling']:.2f}"
+        for record in entering
+        for name, heading in QUANTITIES.items()
+        if record["growth"][name]["last_doubling"] > MOST_LINEAR
+    ]
+    text = f"Last doublings above {MOST_LINEAR}: {'; '.join(fast) or 'none'}."
     falls = [
-        (seconds / of_double, record)
-        for record in records
-        if record["enters"]
+        (seconds / of_double, f"{record['label']}, {record['step']} step")
+        for record in entering
         for seconds, of_double in itertools.pairwise(record["costs"]["seconds"])
     ]
-    worst, record = max(falls, key=lambda fall: fall[0], default=(0.0, None))
-    if worst <= 1.0:
-        return ""
-    return (
-        f"Times scatter: one size took up to {worst:.1f} times as long as its double ({record['label']}, "
-        f"{record['step']} step)."
-    )
+    worst, name = max(falls, default=(0.0, ""))
+    if worst > 1.0:
+        text += f"\nTimes scatter: one size took up to {worst:.1f} times as long as its double ({name})."
+    return text
 
 
 def devices_table(records: Sequence[Mapping]) -> str:

@@ -42,8 +42,7 @@ def trained_bytes(config: ml_collections.ConfigDict, *, classes: int) -> int:
 def gathered_bytes(records: Sequence[Mapping]) -> float:
     """Returns the bytes of an image of R50-FPN that a training step would gather, with as many for each anchor as here.
 
-    Args:
-        records: of `collectives.count_here`; 0 without one of several devices.
+    The records are those of `collectives.count_here`; 0 without one of several devices.
     """
     counted = [record for record in records if record["step"] == "train" and record["devices"] > 1]
     if not counted:

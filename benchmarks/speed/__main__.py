@@ -4,8 +4,8 @@
     python -m benchmarks.speed --preset=cpu --only=training_step,inference
 
 The two sides of a measure run in turn, with the same number of threads. Medians, their ratio and its interval are
-printed, and written to speed.json and speed.md. The whole table takes at most 25 minutes on two quiet cores. Close
-other programs: on a busy machine the intervals are wide. `python -m benchmarks.pages` makes the table of docs/speed.md.
+printed, and written to speed.json, from which `python -m benchmarks.pages` makes the table of docs/speed.md. All of it
+takes at most 25 minutes on two quiet cores. Close other programs: on a busy machine the intervals are wide.
 """
 
 import functools
@@ -15,7 +15,6 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
 
 import jax
 from absl import flags, logging
@@ -24,9 +23,9 @@ from benchmarks.speed import detector, pipeline, roi_align, start, suppression
 from benchmarks.speed.coco_evaluation import evaluations
 from benchmarks.speed.measure import Measure, choose, plan_text, run_in_turn
 from benchmarks.speed.memory import peaks
-from benchmarks.speed.table import record, row_text, table_markdown
+from benchmarks.speed.table import NOTES, record, records_table
 from klbox_jax import cli
-from klbox_jax.files import write_atomically, write_json
+from klbox_jax.files import write_json
 from klbox_jax.train.workdir import current_versions
 
 TORCHVISION, LOOP = "torchvision's", "Algorithm 1 in NumPy"
@@ -89,27 +88,18 @@ def main(_: list[str]) -> None:
     for measure in measures:
         pairs = min(QUICK_PAIRS, measure.pairs) if _QUICK.value else measure.pairs
         values = run_in_turn(measure.prepare(), pairs=pairs, seconds=measure.seconds, warm_up=measure.warm_up)
-        records.append(record(measure, values))
-        print(f"{time.perf_counter() - started:5.0f} s  {row_text(records[-1])}", flush=True)
-        write(output, records, versions=versions, machine=machine)
+        entry = record(measure, values)
+        records.append(entry)
+        seconds = time.perf_counter() - started
+        print(f"{seconds:5.0f} s  {measure.name}: {entry['ratio']:.4g}, {entry['mark']}", flush=True)
+        conditions = {"versions": versions, "machine": machine, "quick": _QUICK.value}
+        write_json(output / "speed.json", {"measures": records, **conditions})
         gc.collect()
-    print((output / "speed.md").read_text())
     failed = [entry["name"] for entry in records if entry["mark"] == "FAIL"]
+    print(f"\n{records_table(records)}\n\n{NOTES}\n")
     print(
-        f"{time.perf_counter() - started:.0f} seconds; {len(failed)} of {len(records)} measures fail: "
-        f"{', '.join(failed) or 'none'}. {output / 'speed.json'}"
+        f"{len(failed)} of {len(records)} measures fail: {', '.join(failed) or 'none'}. {output / 'speed.json'}"
     )
-
-
-def write(output: pathlib.Path, records: list[dict], *, versions: Mapping, machine: Mapping) -> None:
-    """Writes speed.json and speed.md."""
-    result = {"measures": records, "versions": versions, "machine": machine, "quick": _QUICK.value}
-    write_json(output / "speed.json", result)
-    versions_text = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "devices")
-    meta = {**machine, "versions": versions_text}
-    if _QUICK.value:
-        meta["pairs"] = "few: a trial, not a result"
-    write_atomically(output / "speed.md", table_markdown(records, meta=meta))
 
 
 def processor() -> str:
@@ -121,9 +111,8 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    # Not at the top: other programs have a flag of this name, and tests import them into one process.
     flags.DEFINE_enum("preset", "cpu", ["cpu"], "The sizes and limits; these are for two processor cores.")
     _ONLY = flags.DEFINE_list("only", [], "Names of measures, or what they begin with; all by default.")
-    _OUTPUT = flags.DEFINE_string("output", "runs/speed", "Folder of speed.json and speed.md.")
+    _OUTPUT = flags.DEFINE_string("output", "runs/speed", "Folder of speed.json.")
     _QUICK = flags.DEFINE_bool("quick", False, "Few pairs of each: a trial, not a result.")
     cli.start(main)

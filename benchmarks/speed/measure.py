@@ -89,8 +89,7 @@ def timed(function: Callable[[], Any], *, calls: int = 1, share: float = 1.0) ->
 def choose(measures: Sequence[Measure], only: Sequence[str], *, has_torch: bool) -> tuple[Measure, ...]:
     """Returns the measures whose names begin with one of `only`, or all of them.
 
-    Raises:
-        ValueError: a name is unknown, or a chosen measure needs torchvision, which is not installed.
+    Raises ValueError if a name is unknown, or a chosen measure needs torchvision, which is not installed.
     """
     for start in only:
         if not any(measure.name.startswith(start) for measure in measures):

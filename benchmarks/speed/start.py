@@ -20,11 +20,8 @@ TIMEOUT = 300.0
 def seconds_to_first_step(cache: pathlib.Path) -> float:
     """Returns the seconds until the record of the first step of a new process is on disk; ends the process then.
 
-    Args:
-        cache: folder of the compiled programs.
-
-    Raises:
-        RuntimeError: the training ended without a record, or there is none after `TIMEOUT`.
+    `cache` is the folder of the compiled programs. Raises RuntimeError if there is no record after `TIMEOUT`, or the
+    training ends without one.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = [

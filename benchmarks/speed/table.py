@@ -16,8 +16,7 @@ bootstrap over the pairs. FAIL: the ratio is above its limit. PASS: it is not. G
 def record(measure: Measure, values: Values) -> dict:
     """Returns the entry of speed.json for a measure.
 
-    Raises:
-        ValueError: the ratio is not a positive finite number.
+    Raises ValueError if the ratio is not a positive finite number.
     """
     ratio = ratio_of_medians(values.ours, values.peer)
     if not (np.isfinite(ratio) and ratio > 0):
@@ -45,21 +44,6 @@ def records_table(records: Sequence[Mapping]) -> str:
         *(number("must", ".4g"), number("goal", ".4g"), number("pairs", "d"), text("mark")),
     )
     return columns.table(table_columns, records)
-
-
-def table_markdown(records: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
-    """Returns the table of the records, with the conditions of the measurement above it."""
-    return columns.page(columns.listing(meta), records_table(records), NOTES)
-
-
-def row_text(entry: Mapping) -> str:
-    """Returns a record as one line."""
-    ours, peer = (quantity(entry[side], entry["unit"]) for side in ("ours", "peer"))
-    low, high = entry["interval"]
-    return (
-        f"{entry['name']}: {ours} over {peer} is {entry['ratio']:.4g} ({low:.4g} to {high:.4g}), must "
-        f"{entry['must']:.4g}, goal {entry['goal']:.4g}, {entry['pairs']} pairs: {entry['mark']}"
-    )
 
 
 def quantity(value: float, unit: str) -> str:

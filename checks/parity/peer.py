@@ -3,10 +3,9 @@
 All values are passed as NumPy arrays in our layout: channels last, boxes `x1, y1, x2, y2`.
 """
 
-import contextlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -105,13 +104,11 @@ def hyper_parameters(model: nn.Module) -> dict[str, Any]:
 def activations(model: nn.Module, images: ImageList) -> tuple[dict, dict[str, np.ndarray]]:
     """Returns the pyramid as torch has it, and the output of each convolution and norm by its name."""
     outputs: dict[str, np.ndarray] = {}
-    hooks = [
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name: outputs.update({name: channels_last(output)})
-        )
-        for name, module in model.backbone.named_modules(prefix="backbone")
-        if isinstance(module, (nn.Conv2d, FrozenBatchNorm2d))
-    ]
+    hooks = []
+    for name, module in model.backbone.named_modules(prefix="backbone"):
+        if isinstance(module, (nn.Conv2d, FrozenBatchNorm2d)):
+            keep = lambda *args, name=name: outputs.update({name: channels_last(args[2])})  # noqa: E731
+            hooks.append(module.register_forward_hook(keep))
     with torch.no_grad():
         features = model.backbone(images.tensors)
     for hook in hooks:
@@ -141,9 +138,8 @@ def evaluate(model: nn.Module, images: ImageList, features) -> dict[str, Any]:
         found["pooled"] = channels_last(pooled)
         class_logits, box_deltas = heads.box_predictor(heads.box_head(pooled))
         found["class_logits"], found["box_deltas"] = class_logits.numpy(), box_deltas.numpy()
-        boxes, scores, labels = heads.postprocess_detections(
-            class_logits, box_deltas, proposals, images.image_sizes
-        )
+        sizes = images.image_sizes
+        boxes, scores, labels = heads.postprocess_detections(class_logits, box_deltas, proposals, sizes)
         for name, values in (("boxes", boxes), ("scores", scores), ("labels", labels)):
             found[name] = [x.numpy() for x in values]
         if heads.has_mask():
@@ -154,24 +150,19 @@ def evaluate(model: nn.Module, images: ImageList, features) -> dict[str, Any]:
     return found
 
 
-class Sampler:
-    """Replaces torchvision's random sampler: `draw` chooses the rows of an image.
+def sampler(draw: Callable[[int, np.ndarray], np.ndarray]) -> Callable:
+    """Returns a replacement of torchvision's random sampler.
 
-    Attributes:
-        draw: image and labels (1 or more, 0, -1) to a Boolean array.
+    `draw` chooses rows of an image, as a Boolean array, from its number and the labels (1 or more, 0, -1).
     """
 
-    def __init__(self, draw: Callable[[int, np.ndarray], np.ndarray]):
-        self.draw = draw
-
-    def __call__(self, labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Returns masks of the chosen positives and negatives, in the format of torchvision's sampler."""
-        positives, negatives = [], []
-        for image, each in enumerate(labels):
-            taken = torch.tensor(self.draw(image, each.numpy()))
-            positives.append((taken & (each >= 1)).to(torch.uint8))
-            negatives.append((taken & (each == 0)).to(torch.uint8))
+    def sample(labels: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        taken = [torch.tensor(draw(image, each.numpy())) for image, each in enumerate(labels)]
+        positives = [(rows & (each >= 1)).to(torch.uint8) for rows, each in zip(taken, labels, strict=True)]
+        negatives = [(rows & (each == 0)).to(torch.uint8) for rows, each in zip(taken, labels, strict=True)]
         return positives, negatives
+
+    return sample
 
 
 def train(
@@ -189,25 +180,31 @@ def train(
         model: the detector.
         images: the batch.
         targets: boxes, labels from 1, and masks of each image.
-        draw_anchors, draw_rois: see `Sampler`.
+        draw_anchors, draw_rois: see `sampler`.
         mask_targets: image, boxes and objects to the mask of each box: our targets are 0 or 1, torchvision's
             are means over each bin.
     """
     model.train()
     model.zero_grad()
-    model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler = Sampler(draw_anchors), Sampler(draw_rois)
+    heads = model.roi_heads
+    model.rpn.fg_bg_sampler, heads.fg_bg_sampler = sampler(draw_anchors), sampler(draw_rois)
     targets = [{name: torch.tensor(value) for name, value in target.items()} for target in targets]
-    sampled = {}
-    select = model.roi_heads.select_training_samples
+    sampled, select, numbers = {}, heads.select_training_samples, itertools.count()
 
     def selected(*args):
         sampled["boxes"], *rest = select(*args)
         return sampled["boxes"], *rest
 
-    with mock.patch.object(model.roi_heads, "select_training_samples", selected), use_masks(mask_targets):
+    def project(gt_masks, boxes, gt_index, size):  # called image by image
+        return torch.tensor(mask_targets(next(numbers), boxes.detach().numpy(), gt_index.numpy()))
+
+    with (
+        mock.patch.object(heads, "select_training_samples", selected),
+        mock.patch("torchvision.models.detection.roi_heads.project_masks_on_boxes", project),
+    ):
         features = model.backbone(images.tensors)
         proposals, rpn_losses = model.rpn(images, features, targets)
-        _, losses = model.roi_heads(features, proposals, images.image_sizes, targets)
+        _, losses = heads(features, proposals, images.image_sizes, targets)
     losses = rpn_losses | losses
     sum(losses.values()).backward()
     return {
@@ -217,26 +214,10 @@ def train(
     }
 
 
-@contextlib.contextmanager
-def use_masks(mask_targets: Callable) -> Iterator[None]:
-    """Replaces torchvision's mask targets, which are made image by image."""
-    images = itertools.count()
-
-    def project(gt_masks, boxes, gt_index, size):
-        del gt_masks, size
-        return torch.tensor(mask_targets(next(images), boxes.detach().numpy(), gt_index.numpy()))
-
-    with mock.patch("torchvision.models.detection.roi_heads.project_masks_on_boxes", project):
-        yield
-
-
 def vgg16_features(images: np.ndarray, path: pathlib.Path, *, seed: int) -> np.ndarray:
-    """Writes a random VGG-16's convolutions and returns its last map, before the last pooling.
+    """Writes the state dict of a random VGG-16's convolutions, and returns its last map, before the last pooling.
 
-    Args:
-        images: normalized, channels last.
-        path: of the state dict.
-        seed: of the weights.
+    The images are normalized, channels last.
     """
     torch.manual_seed(seed)
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])

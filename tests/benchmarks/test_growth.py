@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import os
-import pathlib
 
 import jax
 import numpy as np
@@ -9,9 +7,9 @@ import optax
 import pytest
 from PIL import Image
 
-from benchmarks.growth import collectives, extrapolate, fit, plot, programs, settings, tables
-from benchmarks.growth import page as growth_page
-from benchmarks.growth.__main__ import choose, first_result, meta_text, on_paper
+from benchmarks.growth import collectives, extrapolate, fit, plot, settings, tables
+from benchmarks.growth.__main__ import choose, extrapolation, first_result
+from benchmarks.steps import make_batch
 from klbox_jax.distributed import make_mesh, put_batch, replicated
 from klbox_jax.files import write_json
 from klbox_jax.train.init_or_restore import dummy_batch
@@ -72,7 +70,7 @@ def test_a_config_has_the_sizes_of_its_setting():
     assert config.model.roi_heads.batch_size_per_image == 3
     assert (config.postprocess.detections_per_image, config.postprocess.pre_nms_topk) == (6, 7)
     assert config.model.rpn.pre_nms_topk == (8, 8)
-    batch = programs.fit_batch(setting)
+    batch = make_batch(2, canvas=setting.canvas, classes=setting.classes, slots=setting.gt_slots)
     assert batch.images.shape == (2, 64, 96, 3)
     assert batch.gt.boxes.shape == (2, 11, 4)
     np.testing.assert_array_equal(batch.gt.valid.sum(axis=1), 8)
@@ -144,9 +142,9 @@ def test_the_training_step_reduces_its_gradients_and_nothing_else_of_size():
 
 def test_rings_by_hand():
     # 6 hops of a quarter of 8 bytes at 2 bytes a second, and 6 times half a second.
-    assert extrapolate.ring_all_reduce(8.0, 4, bandwidth=2.0, latency=0.5) == 6 * 1.0 + 3.0
-    assert extrapolate.ring_all_gather(8.0, 4, bandwidth=2.0, latency=0.5) == 3 * 1.0 + 1.5
-    assert extrapolate.ring_all_reduce(8.0, 1, bandwidth=2.0, latency=0.5) == 0.0
+    assert extrapolate.ring(8.0, 4, rounds=2, bandwidth=2.0, latency=0.5) == 6 * 1.0 + 3.0
+    assert extrapolate.ring(8.0, 4, rounds=1, bandwidth=2.0, latency=0.5) == 3 * 1.0 + 1.5
+    assert extrapolate.ring(8.0, 1, rounds=2, bandwidth=2.0, latency=0.5) == 0.0
 
 
 CHIP = extrapolate.Chip("chip", 100.0, 10.0, 1.0, devices_per_host=2, most_devices=4)
@@ -192,24 +190,27 @@ def axis_record(field="batch", step="train", p=1.0):
     }
 
 
-def test_less_work_in_more_time_is_told_as_noise():
+def test_less_work_in_more_time_is_noise():
     calm, restless, same = axis_record(), axis_record("rois"), axis_record("slots") | {"enters": False}
-    assert tables.scatter([calm, same]) == ""
-    assert tables.scatter([]) == ""
+    assert "scatter" not in tables.verdict([calm, same])
+    assert "scatter" not in tables.verdict([])
     restless["costs"]["seconds"] = [1.0, 3.0, 2.0, 4.0, 3.0]
-    assert "up to 1.5 times as long as its double (rois, train step)" in tables.scatter([calm, restless])
+    assert "up to 1.5 times as long as its double (rois, train step)" in tables.verdict([calm, restless])
 
 
-def test_the_verdict_excuses_the_iou_matrix_alone():
-    assert "Nothing grows faster than linearly**" in tables.verdict([axis_record()])
-    matrix = axis_record("proposals", p=2.0)
-    assert "but the IoU matrix" in tables.verdict([axis_record(), matrix])
-    text = tables.verdict([axis_record("rois", p=1.5), matrix])
-    assert "rois, train step, step: 1.50" in text
-    assert "proposals" not in text
+def test_the_verdict_names_what_grows_faster_than_linearly():
+    assert "above 1.15: none." in tables.verdict([axis_record()])
+    text = tables.verdict([axis_record(), axis_record("rois", p=1.5), axis_record("proposals", p=2.0)])
+    assert "rois, train step, step 1.50; rois, train step, compile 1.50" in text
+    assert "proposals, train step, memory 2.00" in text
+    assert "batch" not in text
 
 
-def test_the_page_has_every_table(tmp_path):
+def cells_of(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+
+
+def test_the_tables(tmp_path):
     found = [
         collectives.Collective("all-reduce", 3, 1010, False, ""),
         collectives.Collective("all-gather", 1, 64, False, "top_k"),
@@ -220,28 +221,19 @@ def test_the_page_has_every_table(tmp_path):
         **{"held_bytes": 2**20, "collectives": [dataclasses.asdict(one) for one in found]},
     }
     unchanged = {"field": "rois", "label": "RoIs", "step": "eval", "sizes": [1, 2, 4], "enters": False}
-    result = {
-        "quick": False,
-        "meta": "Somewhere.",
-        "axes": [axis_record(), unchanged],
-        "devices": [devices],
-    }
-    rows = on_paper(WORK, gathered=5.0)
-    assert [row[1].devices for row in rows] == [8, 64, 512, 8, 64, 256, 8, 64, 512]
-    text = growth_page.page(
-        json.loads(json.dumps(result)), work=WORK, assumed=ASSUMED, rows=rows, gathered=5.0
-    )
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    assert any(row[:4] == ["batch", "1 to 4", "1 ms to 4 ms", "1.00, 1.00, 1.00"] for row in cells)
-    assert any(row[:4] == ["RoIs", "1 to 4", "the same", "-"] for row in cells)
+    axes = json.loads(json.dumps([axis_record(), unchanged]))
+    (row,) = [row for row in cells_of(tables.growth_table(axes, "train")) if row[0] == "batch"]
+    assert row[:4] == ["batch", "1 to 4", "1 ms to 4 ms", "1.00, 1.00, 1.00"]
+    (row,) = [row for row in cells_of(tables.growth_table(axes, "eval")) if row[0] == "RoIs"]
+    assert row[:4] == ["RoIs", "1 to 4", "the same", "-"]
     reduced = ["train", "2", "4", "1", "3", "1,010", "1.010000", "1", "16", "0", "1", "1.0 MiB"]
-    assert reduced in cells
-    assert "H100 SXM, bfloat16, gathering" in text
-    empty = growth_page.page(
-        result | {"axes": [], "devices": []}, work=WORK, assumed=ASSUMED, rows=rows, gathered=0.0
-    )
-    assert empty.count("Not run.") == 4
-    plot.plot_growth(result["axes"], tmp_path / "scaling.png")
+    assert reduced in cells_of(tables.devices_table([devices]))
+    assert cells_of(tables.devices_table([devices | {"step": "eval"}]))[-1][6] == "-"
+    rows = extrapolation(WORK, gathered=5.0)
+    assert [row["devices"] for row in rows] == [8, 64, 512, 8, 64, 256, 8, 64, 512]
+    assert "H100 SXM, bfloat16, gathering" in tables.extrapolation_table(rows)
+    assert "gathering" not in tables.extrapolation_table(extrapolation(WORK, gathered=0.0))
+    plot.plot_growth(axes, tmp_path / "scaling.png")
     with Image.open(tmp_path / "scaling.png") as image:
         assert image.width > 500
     with pytest.raises(ValueError, match="nothing to plot: no axis was measured"):
@@ -258,32 +250,22 @@ def test_parts_that_are_not_chosen_stay(tmp_path):
     assert kept == new | {"axes": [{"field": "classes"}], "devices": [{"devices": 1}]}
     assert first_result(file, {"devices"}, quick=False) == new | {"axes": measured["axes"], "devices": []}
     # A quick trial must neither stand beside results nor take their place.
-    with pytest.raises(
-        ValueError, match=r"growth\.json holds parts of another quick, meta: .*another --output"
-    ):
+    with pytest.raises(ValueError, match=r"growth\.json holds parts of another quick: .*another --output"):
         first_result(file, {"batch"}, quick=True)
     everything = {"batch", "classes", "devices"}
     assert first_result(file, everything, quick=True)["axes"] == []
 
 
-def test_the_order_of_variables_is_no_other_setting(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
-        monkeypatch.delenv(name)
-    names = ["MALLOC_TOP_PAD_", "MALLOC_ARENA_MAX"]
-    for name in names:
-        monkeypatch.setenv(name, "1")
-    text = meta_text(quick=False)
-    for name in names:
-        monkeypatch.delenv(name)
-    for name in reversed(names):
-        monkeypatch.setenv(name, "1")
-    assert meta_text(quick=False) == text
-    assert "`MALLOC_ARENA_MAX=1`, `MALLOC_TOP_PAD_=1`." in text
-
-
-def test_the_page_in_docs_is_whole():
-    page = pathlib.Path(__file__).parents[2] / "docs/scaling.md"
-    assert "Not run." not in page.read_text(encoding="utf-8")
+def test_other_variables_of_the_allocator_are_another_setting(tmp_path, monkeypatch):
+    file = tmp_path / "growth.json"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    new = first_result(file, {"batch"}, quick=False)
+    assert new["malloc"]["MALLOC_ARENA_MAX"] == "1"
+    write_json(file, new | {"axes": [{"field": "classes"}]})
+    assert first_result(file, {"batch"}, quick=False)["axes"] == [{"field": "classes"}]
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    with pytest.raises(ValueError, match=r"growth\.json holds parts of another malloc"):
+        first_result(file, {"batch"}, quick=False)
 
 
 def test_parts_are_chosen_by_name():

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import model_report
 from benchmarks.flops import count_flops, largest_product_bytes, saved_bytes
-from experiments.runs import load_config
 from klbox_jax.models.build import build_model
 from klbox_jax.models.convolution import Conv
 from klbox_jax.train.init_or_restore import dummy_batch
@@ -110,12 +109,8 @@ def test_the_document_has_a_row_for_every_full_config():
         if line.startswith("| faster_") or line.startswith("| mask_")
     ]
     assert len(rows) == len(model_report.MODELS)
-    for row, (path, arg, _) in zip(rows, model_report.MODELS, strict=True):
-        assert row[1].strip() == pathlib.Path(path).stem + (f":{arg}" if arg else "")
+    for row, (name, arg, _) in zip(rows, model_report.MODELS, strict=True):
+        assert row[1].strip() == name + (f":{arg}" if arg else "")
         height, width = (int(side) for side in row[2].split("x"))
-        assert model_report.example_batch(load_config(path, arg, {}).data).images.shape == (
-            1,
-            height,
-            width,
-            3,
-        )
+        batch = model_report.example_batch(model_report.get_config(name, arg).data)
+        assert batch.images.shape == (1, height, width, 3)

@@ -8,25 +8,26 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.speed import coco_evaluation, measure, pipeline, plan, roi_align, suppression, work
-from benchmarks.speed.measure import Measure, Sides, Values, run_in_turn, timed
+from benchmarks import flops
+from benchmarks.speed import coco_evaluation, measure, pipeline, roi_align, suppression
+from benchmarks.speed.__main__ import MEASURES
+from benchmarks.speed.measure import Measure, Sides, Values, choose, plan_text, run_in_turn, timed
 from benchmarks.speed.memory import peak_bytes
-from benchmarks.speed.table import mark, quantity, record, row_text, table_markdown
+from benchmarks.speed.table import quantity, record, records_table
 from klbox_jax.data.coco import CocoSource
 from klbox_jax.evaluation.coco import evaluate_detections
 from klbox_jax.models.convolution import Conv
 
 
-def make_measure(name="step", **fields):
-    fields = {"against": "a peer", "unit": "s", "must": 1.0, "goal": 0.8, "prepare": None} | fields
-    return Measure(name=name, **fields)
+def make_measure(name="step", against="a peer", **fields):
+    return Measure(name, against, None, must=1.0, goal=0.8, **fields)
 
 
 @pytest.mark.parametrize(
     ("ratio", "expected"), [(1.001, "FAIL"), (1.0, "PASS"), (0.81, "PASS"), (0.8, "GOAL")]
 )
 def test_marks(ratio, expected):
-    assert mark(ratio, must=1.0, goal=0.8) == expected
+    assert record(make_measure(), Values(ours=(ratio,), peer=(1.0,)))["mark"] == expected
 
 
 def test_the_record_and_the_table():
@@ -48,13 +49,10 @@ def test_the_record_and_the_table():
     }
     entry["interval"] = [low, high]
     assert json.loads(json.dumps(entry)) == entry
-    text = table_markdown([entry], meta={"cores": 2})
-    assert text.startswith("- cores: 2\n")
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in records_table([entry]).splitlines()
+    ]
     assert ["step", "200 ms", "400 ms, a peer", "0.5", "0.25 to 0.75", "1", "0.8", "3", "GOAL"] in cells
-    assert (
-        row_text(entry) == "step: 200 ms over 400 ms is 0.5 (0.25 to 0.75), must 1, goal 0.8, 3 pairs: GOAL"
-    )
 
 
 @pytest.mark.parametrize("ours", [(0.0,), (float("nan"),)])
@@ -102,16 +100,20 @@ def test_the_mean_of_calls_in_a_row(monkeypatch):
 
 
 def test_measures_are_chosen_by_the_beginnings_of_their_names():
-    measures = [make_measure("step", needs_torch=True), make_measure("head_time"), make_measure("head_work")]
-    assert plan.choose(measures, [], has_torch=True) == tuple(measures)
-    assert plan.choose(measures, ["head"], has_torch=False) == tuple(measures[1:])
+    measures = [
+        make_measure("step", "torchvision's with smooth-L1"),
+        make_measure("head_time"),
+        make_measure("head_work"),
+    ]
+    assert choose(measures, [], has_torch=True) == tuple(measures)
+    assert choose(measures, ["head"], has_torch=False) == tuple(measures[1:])
     with pytest.raises(ValueError, match=r"--only=haed is unknown; choose from step, head_time, head_work"):
-        plan.choose(measures, ["haed"], has_torch=True)
+        choose(measures, ["haed"], has_torch=True)
     with pytest.raises(
         ValueError, match=r"step cannot run without torch and torchvision: `make speed` installs"
     ):
-        plan.choose(measures, [], has_torch=False)
-    text = plan.plan_text([make_measure(pairs=30, seconds=45.0), make_measure("other", seconds=75.0)])
+        choose(measures, [], has_torch=False)
+    text = plan_text([make_measure(pairs=30, seconds=45.0), make_measure("other", seconds=75.0)])
     assert text.splitlines()[0] == "step: up to 30 pairs in 45 s, against a peer"
     assert text.splitlines()[-1] == "2 measures, at most 2 minutes and their preparations"
 
@@ -128,25 +130,37 @@ class TinyNet(nn.Module):
         return nn.Dense(5, name="dense")(x.mean(axis=(1, 2)))
 
 
-def test_work_by_hand(monkeypatch):
-    monkeypatch.setattr(work, "LOWEST_TRAINED", ("lowest",))
+def test_work_by_hand():
     net, x = TinyNet(), jnp.zeros((2, 8, 10, 3))
     params = jax.eval_shape(net.init, jax.random.key(0), x)
+
+    def work_of(frozen):
+        return flops.layer_flops(net.apply, params, x, frozen=frozen, lowest_trained=("lowest",))
+
     # Multiply-adds of 2 images: 80 cells of 4 channels from 27 numbers; 20 cells of 6 from 4; 20 of 6 from 54, twice;
     # 5 outputs from 6 numbers.
     stem, lowest, shared, dense = 2 * 80 * 4 * 27, 2 * 20 * 6 * 4, 2 * 2 * 20 * 6 * 54, 2 * 5 * 6
-    assert work.step_flops(net.apply, params, x, frozen=()) == 2 * (3 * (stem + shared + dense) + 2 * lowest)
-    found = work.step_flops(net.apply, params, x, frozen=("stem",))
+    assert work_of(frozen=()) == 2 * (3 * (stem + shared + dense) + 2 * lowest)
+    found = work_of(frozen=("stem",))
     assert found == 2 * (stem + 2 * lowest + 3 * (shared + dense))
 
 
 def test_a_prefix_of_a_name_freezes_nothing():
-    assert work.passes("backbone/res2_0/conv1", frozen=("backbone/res2_0",)) == 1
-    assert work.passes("backbone/res2_01/conv1", frozen=("backbone/res2_0",)) == 3
+    trained = {"frozen": ("backbone/res2_0",), "lowest_trained": ()}
+    assert flops.passes("backbone/res2_0/conv1", **trained) == 1
+    assert flops.passes("backbone/res2_01/conv1", **trained) == 3
+
+
+def test_the_measures_have_names_and_limits_of_their_own():
+    assert len({one.name for one in MEASURES}) == len(MEASURES) == 16
+    assert all(0 < one.goal <= one.must for one in MEASURES)
+    torch = [one.name for one in MEASURES if one.needs_torch]
+    assert "training_step" in torch
+    assert "start_cold" not in torch
 
 
 def test_ours_equals_algorithm_1_on_the_candidates_that_are_timed():
-    suppression.one_image()  # raises where they differ
+    suppression.sides(1)  # raises where they differ
 
 
 def test_inputs_lie_where_they_should():
