@@ -5,12 +5,9 @@ thresholds with `==`, which misses 0.9 (stored as 0.8999999999999999, so AP90 is
 100 detections per image, even if another limit was set.
 """
 
-import collections
 import contextlib
 import io
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from klbox_jax.evaluation import fast_coco
-from klbox_jax.evaluation.coco_data import EvaluatorData, evaluator_data, sorted_ids
+from klbox_jax.evaluation.coco_data import EvaluatorData, category_names, check_results, evaluator_data
 from klbox_jax.evaluation.masks import encode_masks
 from klbox_jax.structures import AnyArray, Detections
 
@@ -207,20 +204,6 @@ def _matched(data: EvaluatorData, iou_type: str, limits: list[int]) -> COCOeval:
     return evaluator
 
 
-def check_results(ground_truth: dict, results: list[dict]) -> None:
-    """Raises ValueError for the first result with an unknown image or category, or a number that is not finite."""
-    image_ids = {image["id"] for image in ground_truth["images"]}
-    category_ids = {category["id"] for category in ground_truth["categories"]}
-    for i, entry in enumerate(results):
-        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-            if entry.get(key) not in known:
-                raise ValueError(f"results[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
-        if not all(math.isfinite(number) for number in (entry["score"], *entry["bbox"])):
-            raise ValueError(
-                f"results[{i}]: box and score must be finite, not {entry['bbox']}, {entry['score']}"
-            )
-
-
 def _indexed(data_set: dict) -> COCO:
     data = COCO()
     data.dataset = data_set
@@ -231,18 +214,6 @@ def _indexed(data_set: dict) -> COCO:
 def _silence() -> contextlib.redirect_stdout:
     # pycocotools prints its progress to stdout.
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def category_names(ground_truth: dict) -> dict[Any, str]:
-    """Returns the name of each category by id, in the order of the ids; `name (id)` if two share a name."""
-    counts = collections.Counter(category["name"] for category in ground_truth["categories"])
-    names = {
-        category["id"]: category["name"]
-        if counts[category["name"]] == 1
-        else f"{category['name']} ({category['id']})"
-        for category in ground_truth["categories"]
-    }
-    return {category_id: names[category_id] for category_id in sorted_ids(names)}
 
 
 def _mean(values: ndarray) -> float | None:

@@ -1,5 +1,6 @@
 """COCO dictionaries reduced to the fields that the evaluators read, with ids 1, 2, ... for any ids of the data set."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Mapping
@@ -72,6 +73,32 @@ def evaluator_data(ground_truth: dict, results: list[dict], iou_type: str) -> Ev
         found=reduced([entry | {"area": None} for entry in results], "results"),
         category_ids=list(category_numbers),
     )
+
+
+def check_results(ground_truth: dict, results: list[dict]) -> None:
+    """Raises ValueError for the first result with an unknown image or category, or a number that is not finite."""
+    image_ids = {image["id"] for image in ground_truth["images"]}
+    category_ids = {category["id"] for category in ground_truth["categories"]}
+    for i, entry in enumerate(results):
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            if entry.get(key) not in known:
+                raise ValueError(f"results[{i}]: {key} {entry.get(key)!r} is not in the ground truth")
+        if not all(math.isfinite(number) for number in (entry["score"], *entry["bbox"])):
+            raise ValueError(
+                f"results[{i}]: box and score must be finite, not {entry['bbox']}, {entry['score']}"
+            )
+
+
+def category_names(ground_truth: dict) -> dict[Any, str]:
+    """Returns the name of each category by id, in the order of the ids; `name (id)` if two share a name."""
+    counts = collections.Counter(category["name"] for category in ground_truth["categories"])
+    names = {
+        category["id"]: category["name"]
+        if counts[category["name"]] == 1
+        else f"{category['name']} ({category['id']})"
+        for category in ground_truth["categories"]
+    }
+    return {category_id: names[category_id] for category_id in sorted_ids(names)}
 
 
 def sorted_ids(ids: Iterable[Hashable]) -> list:

@@ -9,9 +9,14 @@ from jaxtyping import Float
 from numpy import ndarray
 
 
+def is_installed() -> bool:
+    """Returns True if hotcoco is installed."""
+    return importlib.util.find_spec("hotcoco") is not None
+
+
 def check_installed() -> None:
     """Raises ValueError if hotcoco is not installed."""
-    if importlib.util.find_spec("hotcoco") is None:
+    if not is_installed():
         raise ValueError("the fast COCO evaluation needs hotcoco: pip install 'klbox-jax[fast]'")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from klbox_jax.evaluation.coco import category_names
+from klbox_jax.evaluation.coco_data import category_names
 from klbox_jax.evaluation.matching import IGNORED, TRUE_POSITIVE, match_detections
 
 _MEANS = ("oLRP", "oLRP_localization", "oLRP_false_positive", "oLRP_false_negative")

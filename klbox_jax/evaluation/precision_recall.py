@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from klbox_jax.evaluation.coco import category_names
+from klbox_jax.evaluation.coco_data import category_names
 from klbox_jax.evaluation.matching import IGNORED, TRUE_POSITIVE, match_detections
 
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)

@@ -3,8 +3,7 @@
 The error of a type is the gain in AP if all errors of the type were fixed. It needs the extra `fast`.
 """
 
-from klbox_jax.evaluation.coco import category_names, check_results
-from klbox_jax.evaluation.coco_data import evaluator_data
+from klbox_jax.evaluation.coco_data import category_names, check_results, evaluator_data
 from klbox_jax.evaluation.fast_coco import check_installed, tide_errors
 
 # Wrong class, bad box, both, duplicate, background, missed object; and all false positives, all missed objects.

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from klbox_jax.evaluation.coco import category_names, check_results
+from klbox_jax.evaluation.coco_data import category_names, check_results
 
 
 def evaluate_voc(ground_truth: dict, results: list[dict], *, iou_threshold: float = 0.5) -> dict:

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 
 from klbox_jax.data.build import build_source
 from klbox_jax.report.page import make_page
+from klbox_jax.report.page_accuracy import measure_accuracy
 from klbox_jax.report.page_data import Run, read_run, with_distinct_labels
 from klbox_jax.report.page_examples import find_examples
 
@@ -44,14 +45,15 @@ def write_report(
     )
     if not output.absolute().parent.is_dir():
         raise ValueError(f"{output.absolute().parent} is not a folder; create it, or choose another --output")
-    examples, reason = None, ""
+    examples, accuracies, reason = None, [], ""
     try:
         source = find_source(runs[0], data_root=data_root)
+        accuracies = [measure_accuracy(run, source.coco_ground_truth()) for run in runs]
         examples = find_examples(runs, source, num_images=num_images)
     except (ValueError, OSError) as error:
         reason = f"{error} (if the data set is in another folder, name it with --data_root)"
         print(f"the report has no pictures: {reason}", file=sys.stderr)
-    page = make_page(runs, examples, missing=reason)
+    page = make_page(runs, examples, accuracies, missing=reason)
     output.write_text(page, encoding="utf-8")
 
 
@@ -107,7 +109,12 @@ if __name__ == "__main__":
         "workdir", [], "Folder of a run; give it twice to compare two runs."
     )
     _OUTPUT = flags.DEFINE_string("output", "report.html", "File to write.")
-    _IMAGES = flags.DEFINE_integer("images", 500, "Largest number of images in the browser.", lower_bound=1)
+    _IMAGES = flags.DEFINE_integer(
+        "images",
+        500,
+        "Largest number of images in the browser, without those of the galleries.",
+        lower_bound=1,
+    )
     _STEPS = flags.DEFINE_multi_integer("step", [], "Evaluated step: one for all runs, or one for each.")
     _SETTINGS = flags.DEFINE_multi_string(
         "setting", [], "Name of the post-processing: one for all runs, or one for each."

@@ -16,7 +16,8 @@ class Series:
     Attributes:
         name: in the legend; "" for no entry.
         xs, ys: the points; a y of None leaves a gap.
-        style: number of the class `s0`, `s1`, ... that sets colour and dash.
+        style: number of the class `s0`, `s1`, ... that sets the colour.
+        dash: number of the class `d0`, `d1`, ... that sets the dash pattern; that of the colour by default.
         form: "line", "marked" (line with dots) or "dots".
     """
 
@@ -25,6 +26,12 @@ class Series:
     ys: Sequence[float | int | None]
     style: int
     form: str = "line"
+    dash: int | None = None
+
+    @property
+    def css(self) -> str:
+        """Returns the classes of the line."""
+        return f"line s{self.style} d{self.style if self.dash is None else self.dash}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +140,7 @@ def _series_elements(one: Series, places: list, values: list) -> list[str]:
                 continue
             path.append(f"{pen}{x} {y}")
             pen = "L"
-        parts.append(f'<path class="line s{one.style}" d="{"".join(path)}"/>')
+        parts.append(f'<path class="{one.css}" d="{"".join(path)}"/>')
     if one.form == "marked":
         parts += [
             f'<circle class="mark s{one.style}" cx="{x}" cy="{y}" r="3"><title>'
@@ -159,7 +166,7 @@ def _legend(series: Sequence[Series]) -> str:
 def _sample(one: Series) -> str:
     if one.form == "dots":
         return f'<path class="dots s{one.style}" d="M6 5h0M13 3h0M20 6h0"/>'
-    return f'<path class="line s{one.style}" d="M1 5H25"/>'
+    return f'<path class="{one.css}" d="M1 5H25"/>'
 
 
 def _padded_range(low: float | int, high: float | int, *, log: bool) -> tuple[float | int, float | int]:

@@ -30,6 +30,7 @@ class Run:
         metrics: content of metrics.json.
         records: lines of metrics.jsonl.
         detections: COCO results, with `bbox_std` if the run has stds.
+        evaluations: metrics of all finished evaluations of the run, by step and setting.
     """
 
     path: pathlib.Path
@@ -41,6 +42,7 @@ class Run:
     metrics: dict
     records: list[dict]
     detections: list[dict]
+    evaluations: dict[tuple[int, str], dict]
 
 
 def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: str | None = None) -> Run:
@@ -66,9 +68,10 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
             f"{workdir} has no metrics.jsonl, the metrics of the training; restore it, or name another run"
         )
     config = read_json(path / "config.json")
-    step, evaluations = _choose_step(workdir, _evaluations(path), step)
-    setting = _choose_setting(workdir, evaluations, setting, step=step, own=config.get("postprocess"))
-    folder = evaluations[setting]
+    folders = _evaluations(path)
+    step, settings = _choose_step(workdir, folders, step)
+    setting = _choose_setting(workdir, settings, setting, step=step, own=config.get("postprocess"))
+    folder = settings[setting]
     if not (folder / "detections.json").exists():
         raise ValueError(f"{folder} has no detections.json; evaluate again with --mode=eval")
     metrics = read_json(folder / "metrics.json")
@@ -83,6 +86,11 @@ def read_run(workdir: str | os.PathLike, *, step: int | None = None, setting: st
         metrics=metrics,
         records=_read_records(path / "metrics.jsonl"),
         detections=read_json(folder / "detections.json"),
+        evaluations={
+            (step, setting): read_json(folder / "metrics.json")
+            for step, by_setting in sorted(folders.items())
+            for setting, folder in by_setting.items()
+        },
     )
 
 

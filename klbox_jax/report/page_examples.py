@@ -8,6 +8,7 @@ kinds those of `klbox_jax.evaluation.matching`, lengths in pixels of the file.
 import base64
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,9 @@ GALLERIES = {
 }
 _GALLERY_SIZE = 12
 _UNCERTAIN_SCORE = 0.5
-_PICTURE_SIDE, _PICTURE_QUALITY = 400, 70
+# Pixels of the long side of a picture, for up to a number of images; a page of 500 has 10 to 20 MB.
+_PICTURE_SIDES = ((640, 150), (400, math.inf))
+_PICTURE_QUALITY = 70
 _CROP_SIDE, _CROP_QUALITY = 240, 80
 _MIN_WINDOW = 48.0
 
@@ -45,7 +48,8 @@ class Examples:
 
     Attributes:
         content: `classes`, `kinds`, `runs` (each with `label` and `stds`, True if it has stds), `images` and
-            `galleries` of rows, and `sigma_limits`, the largest values of the filter by sigma in pixels and relative.
+            `galleries` of rows (`extra` images are only there because a gallery shows a part of them), and
+            `sigma_limits`, the largest values of the filter by sigma in pixels and relative.
         pictures: data URIs of the `images` and of the galleries' `crops`.
         sigma_and_error: of each run, std and absolute error relative to the label, of every edge of the true positives;
             None without stds.
@@ -83,24 +87,31 @@ def find_examples(runs: Sequence[Run], source: Any, *, num_images: int) -> Examp
     Args:
         runs: runs of one data set.
         source: the data set, a `klbox_jax.data.source.Source`.
-        num_images: largest number of images in the browser. Of a larger data set, evenly spaced images are shown;
-            galleries use all images.
+        num_images: largest number of images in the browser, without those of the galleries. Of a larger data set,
+            evenly spaced images are shown; galleries use all images.
 
     Raises:
         ValueError: the detections do not belong to the data set, or an image cannot be read.
     """
     truth = source.coco_ground_truth()
     count = len(source.records)
-    chosen = np.unique(np.linspace(0, count - 1, min(num_images, count)).round().astype(int)).tolist()
+    sample = set(np.linspace(0, count - 1, min(num_images, count)).round().astype(int).tolist())
     class_index = {category: i for i, category in enumerate(source.category_ids)}
     objects = _object_rows(truth, class_index)
     matched = [_match(run, truth, class_index) for run in runs]
-    galleries, crops = _galleries(matched, source, objects, chosen)
+    galleries, crops = _galleries(matched, source, objects)
+    chosen = sorted(sample | {index for index, _ in crops})
+    for gallery in galleries:
+        for item in gallery["items"]:
+            item["image"] = chosen.index(crops[item["crop"]][0])
     content = {
         "classes": list(source.class_names),
         "kinds": list(KINDS),
         "runs": [{"label": one.run.label, "stds": one.match.stds is not None} for one in matched],
-        "images": [_image(source.records[index], objects, matched) for index in chosen],
+        "images": [
+            _image(source.records[index], objects, matched) | {"extra": index not in sample}
+            for index in chosen
+        ],
         "galleries": galleries,
         "sigma_limits": _sigma_limits([one.match for one in matched]),
     }
@@ -123,11 +134,10 @@ def _image(record: Any, objects: dict[int, list[list]], matched: Sequence[_Match
 
 
 def _galleries(
-    matched: Sequence[_MatchedRun], source: Any, objects: dict[int, list[list]], chosen: list[int]
+    matched: Sequence[_MatchedRun], source: Any, objects: dict[int, list[list]]
 ) -> tuple[list[dict], list[tuple[int, list[int]]]]:
     """Returns the galleries of all runs, and index and window of each crop they show."""
     index_of_id = {record.image_id: i for i, record in enumerate(source.records)}
-    place_in_browser = {index: i for i, index in enumerate(chosen)}
     galleries, crops = [], []
     for number, one in enumerate(matched):
         row_of_rank = {rank: row for entries in one.rows.values() for rank, row in entries}
@@ -142,7 +152,6 @@ def _galleries(
                         "row": row_of_rank[rank],
                         "window": window,
                         "objects": _own_objects(one.match, rank, objects.get(record.image_id, [])),
-                        "image": place_in_browser.get(index),
                         "id": record.image_id,
                         "crop": len(crops),
                     }
@@ -257,10 +266,11 @@ def _pictures(source: Any, chosen: list[int], crops: list[tuple[int, list[int]]]
         wanted.setdefault(index, []).append(number)
     whole, parts = {}, [""] * len(crops)
     is_chosen = set(chosen)
+    picture_side = next(side for side, limit in _PICTURE_SIDES if len(chosen) <= limit)
     for index, numbers in sorted(wanted.items()):
         image = source.load_image(index)
         if index in is_chosen:
-            whole[index] = _data_uri(image, side=_PICTURE_SIDE, quality=_PICTURE_QUALITY)
+            whole[index] = _data_uri(image, side=picture_side, quality=_PICTURE_QUALITY)
         for number in numbers:
             x, y, width, height = crops[number][1]
             crop = image[y : y + height, x : x + width]

@@ -17,7 +17,7 @@ CLASSES = (HOSTILE, 'ray & "eel"')
 FILE_NAME = "<b>&'\".png"
 
 
-SIZE = (480, 300)  # wider than what a report embeds
+SIZE = (720, 450)  # wider than the pictures of a report
 
 
 NUM_IMAGES = 4
@@ -100,6 +100,7 @@ def write_run(workdir, root, *, ap=40.0, settings=("",), data="sea/valid", with_
             "AP_by_iou": [ap - i for i in range(10)],
             "AP_by_class": {CLASSES[0]: ap, CLASSES[1]: None},
             "uncertainty": evaluate_uncertainty(annotations(), results),
+            "LRP": {"oLRP": 61.5, "oLRP_localization": None},
             "data": data,
             "seed": 7,
             "versions": {"jax": "0.0.1", "devices": {"cpu: <x>": 1}},
@@ -124,7 +125,9 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs)
-        element = {"tag": tag, "parents": [e["tag"] for e in self.open], "text": "", **dict(attrs)}
+        regions = [e["aria-label"] for e in self.open if e.get("role") == "region"]
+        parents = [e["tag"] for e in self.open]
+        element = {"tag": tag, "parents": parents, "regions": regions, "text": "", **dict(attrs)}
         self.elements.append(element)
         if tag not in VOID and not self.get_starttag_text().endswith("/>"):
             self.open.append(element)
@@ -145,10 +148,12 @@ class Page(html.parser.HTMLParser):
         assert found["type"] == "application/json"
         return json.loads(found["text"])
 
-    def rows(self):
-        """Returns the other cells of each table row by the first one."""
+    def rows(self, region):
+        """Returns the other cells of each row by the first one, for the table in a region of this name."""
         lines, found = {}, None
         for element in self.elements:
+            if region not in element["regions"]:
+                continue
             if element["tag"] == "tr":
                 found = []
             elif element["tag"] in ("th", "td"):
