@@ -1,20 +1,20 @@
-"""The explanation of each config field, read from the comments of configs/common.py."""
+"""The explanation of each config field, read from the comments of configs/base.py."""
 
 import ast
 import inspect
 import io
 import tokenize
 
-from configs import common
+from configs import base
 
 
 def explanations() -> dict[str, str]:
     """Returns one line for each field and each group of fields, by dotted name such as `train.batch_size`.
 
-    A field of `common.BASE` is explained by the comment on its first line, another one by `common.EXTRA_FIELDS`. The
+    A field of `base.BASE` is explained by the comment on its first line, another one by `base.EXTRA_FIELDS`. The
     mask pooler has the fields of the box pooler.
     """
-    source = inspect.getsource(common)
+    source = inspect.getsource(base)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string[2:] for token in tokens if token.type == tokenize.COMMENT}
 
@@ -24,10 +24,10 @@ def explanations() -> dict[str, str]:
             if isinstance(keyword.value, ast.Call):
                 yield from read(keyword.value, f"{prefix}{keyword.arg}.")
 
-    (base,) = (
+    (fields,) = (
         node.value
         for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "BASE"
     )
-    found = dict(read(base, "")) | common.EXTRA_FIELDS
+    found = dict(read(fields, "")) | base.EXTRA_FIELDS
     return found | {name.replace("box_pooler", "mask_pooler"): text for name, text in found.items()}

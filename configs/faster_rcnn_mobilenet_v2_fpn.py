@@ -1,12 +1,11 @@
 """Faster R-CNN with MobileNetV2-FPN (strides 4 to 64), for photographs on a laptop.
 
-    python -m klbox_jax.main --config=configs/faster_rcnn_mobilenet_v2_fpn.py:data=coco \
-        --config.data.root=path/to/aquarium --config.model.init_weights=path/to/mobilenet_v2.pth \
-        --workdir=runs/aquarium_kl --mode=train_and_eval
+    klbox train runs/aquarium_kl --config=faster_rcnn_mobilenet_v2_fpn --config.data.root=path/to/aquarium \
+        --config.model.init_weights=path/to/mobilenet_v2.pth
 
 Measured on the Aquarium photographs, mean of seeds 0 to 4, 27 minutes of training on one CPU core: AP 27.3, AP80 12.2;
 `loss=smooth_l1,suppression=hard`: AP 26.0, AP80 9.7. The backbone starts from torchvision's ImageNet weights.
-`data=coco` reads a folder in COCO's layout; voc and tfds are the other choices.
+The layout of the folder is found (COCO, Roboflow, VOC or YOLO); `data=coco`, `voc`, `yolo` or `tfds` says it.
 """
 
 import ml_collections
@@ -15,16 +14,17 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-    variant = common.parse_arg(arg, **common.VARIANT, data="coco")
+    variant = common.parse_arg(arg, **common.VARIANT, data="auto")
     config = common.base(variant)
-    config.data.name = common.choose({name: name for name in ("coco", "voc", "tfds")}, variant, "data")
+    kinds = ("auto", "coco", "voc", "yolo", "tfds")
+    config.data.name = common.choose({name: name for name in kinds}, variant, "data")
     config.data.update(train_split="train", eval_split="valid", max_gt=64, num_threads=2)
     config.data.update(short_side=320, long_side=448, canvases=((320, 448), (448, 320), (384, 384)))
     # A network soon memorizes a few hundred photographs, and its sigma is then that of the training images.
     config.data.scale_jitter = (0.6, 1.0)
     config.data.update(mask_size=0, skip_empty_boxes=False, class_names=(), tfds_name="")
     # Until the learning rate first falls: the mean learns as under smooth L1 while sigma is not worth much yet.
-    config.model.box_loss_settings.ramp_steps = 684
+    config.model.box_loss_settings = common.BASE["model"]["box_loss_settings"] | dict(ramp_steps=0.75)
     config.model.backbone = dict(name="mobilenet_v2")
     config.model.fpn.features = 64
     config.model.rpn.update(

@@ -3,6 +3,13 @@
 import signal
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error as one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class WorkdirError(ValueError):
     """A folder or file cannot be used for this run; the message names it and the remedy."""
 

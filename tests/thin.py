@@ -22,6 +22,7 @@ TINY_COCO = TINY_NETWORK | {
     "data.max_gt": 4,
     "train.batch_size": 4,
     "train.save_every": 100,
+    "optimizer.frozen": (),
     "evaluation.batch_size": 4,
 }
 

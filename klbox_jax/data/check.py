@@ -3,6 +3,7 @@
     python -m klbox_jax.data.check --root=data/coco
     python -m klbox_jax.data.check --root=data/VOCdevkit --split=2007_trainval --output=check.json
     python -m klbox_jax.data.check --config=runs/kl/config.json
+    klbox check data/coco
 
 The readers, and so the rules, are those of a training with the same `config.data`. With `--config` its fields apply,
 and every image is also checked against the canvases and `max_gt`. Without it, the layout of the folder is detected,
@@ -16,7 +17,6 @@ faults of severity "fatal" or "error", or leaves out their images, and uses entr
 """
 
 import argparse
-import importlib.util
 import os
 import pathlib
 import sys
@@ -25,11 +25,11 @@ from typing import Any
 
 import ml_collections
 
+from klbox_jax.config.family import load_config
 from klbox_jax.data.data_report import check_data, format_report, write_report
 from klbox_jax.data.layout import find_coco_splits, find_layout
 from klbox_jax.data.voc_files import find_voc_splits
 from klbox_jax.data.yolo_config import find_yolo_config, read_yolo_config
-from klbox_jax.files import read_json
 
 
 def find_splits(root: str | os.PathLike, layout: str) -> list[str]:
@@ -50,27 +50,6 @@ def anchor_sizes_of(config: Any) -> tuple[float, ...]:
     for key in ("model", "rpn", "anchor_sizes"):
         sizes = sizes.get(key) if sizes is not None else None
     return tuple(float(size) for level in sizes or () for size in level)
-
-
-def _load_config(text: str) -> Any:
-    """Returns a config from a `config.json`, or from a config file in Python with its argument behind a colon."""
-    if text.endswith(".json"):
-        return ml_collections.ConfigDict(_with_tuples(read_json(text)))
-    path, _, argument = text.partition(":")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None or not os.path.isfile(path):
-        raise ValueError(f"--config={text} is neither a config.json nor a config file in Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, os.getcwd())
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-
-
-def _with_tuples(value: Any) -> Any:
-    """Returns a value of JSON with tuples in place of lists, as configs have them."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(inner) for key, inner in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,14 +112,21 @@ def _splits(arguments: argparse.Namespace, data: Any, has_config: bool) -> list[
     return find_splits(data.root, data.name)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Checks the data set of the command line, prints the result, and returns the exit status."""
+def main(argv: Sequence[str] | None = None, *, config: Any = None, program: str | None = None) -> int:
+    """Checks the data set of the command line, prints the result, and returns the exit status.
+
+    Args:
+        argv: the arguments; those of the process by default.
+        config: a whole config instead of that of `--config`.
+        program: name of the program for messages.
+    """
     parser = _parser()
+    parser.prog = program or parser.prog
     arguments = parser.parse_args(argv)
     if arguments.num_threads < 1:
         parser.error("--num_threads must be positive")
     try:
-        config = _load_config(arguments.config) if arguments.config else None
+        config = load_config(arguments.config) if arguments.config else config
         data = _data_config(arguments, config)
         if data.name != "scenes" and not os.path.isdir(data.root):
             parser.error(f"--root={data.root} is not a folder")

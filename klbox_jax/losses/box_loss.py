@@ -74,7 +74,8 @@ class BoxLoss:
             caller looks it up and codes it.
         label_noise_value: pixels for `"pixels"`, a share of the side below 1 for `"size"`.
         ramp_steps: steps over which a loss with variances takes over from smooth L1, as in probdet:
-            `(1 - w) * smooth_l1 + w * loss`, `w = (100^t - 1) / 99`, `t = min(1, step / ramp_steps)`. 0 for none.
+            `(1 - w) * smooth_l1 + w * loss`, `w = (100^t - 1) / 99`, `t = min(1, step / ramp_steps)`. 0 for none. A
+            float is a share of the training; a training replaces it by steps before it calls the loss.
             Losses without variances ignore it.
 
     Raises:
@@ -89,7 +90,7 @@ class BoxLoss:
     num_samples: int = 100
     label_noise: str = "data"
     label_noise_value: float = 1.0
-    ramp_steps: int = 0
+    ramp_steps: int | float = 0
 
     def __post_init__(self):
         if self.loss is None and self.name not in BOX_LOSSES:

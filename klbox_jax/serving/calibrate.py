@@ -1,4 +1,4 @@
-"""`--mode=calibrate`: fits a factor for the stds of each edge, on images that no training or report uses."""
+"""`klbox calibrate`: fits a factor for the stds of each edge, on images that no training or report uses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,35 @@ import jax
 from absl import logging
 
 from klbox_jax import distributed
+from klbox_jax.data.build import build_source
+from klbox_jax.data.hold_out import split_held_out
 from klbox_jax.data.loader import check_fits
 from klbox_jax.data.plan import EvalPlan
+from klbox_jax.data.source import Source
 from klbox_jax.distributed import is_writer
-from klbox_jax.evaluation.temperature import calibrate_detections
+from klbox_jax.evaluation.temperature import METHODS, calibrate_detections
 from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.serving.model_folder import read_classes
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
+from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.run_evaluation import Evaluation
+from klbox_jax.train.shared_images import count_shared_images
 from klbox_jax.train.workdir import current_versions
 
 # With this many boxes, the standard error of the share of labels within one std is 3 %: sqrt(.68 * .32 / 250).
 ENOUGH_BOXES = 250
 
 
-def calibrate(job: Job, settings: PostprocessSettings, *, step: int | None = None) -> dict[str, Any]:
+def calibrate(
+    job: Job,
+    settings: PostprocessSettings,
+    *,
+    step: int | None = None,
+    source: Source | None = None,
+    preemption: Preemption | None = None,
+) -> dict[str, Any]:
     """Fits the temperature of a checkpoint's stds under a post-processing, and writes it.
 
     The result is `calibration/<step>.json` in the workdir: the temperature, which evaluations and predictions of this
@@ -32,14 +45,23 @@ def calibrate(job: Job, settings: PostprocessSettings, *, step: int | None = Non
         job: the run.
         settings: the post-processing of the detections.
         step: step of the checkpoint; by default the newest sound one.
+        source: another data set with the run's classes to calibrate on, instead of the run's own images.
+        preemption: source of stop signals; None ignores signals.
 
     Returns:
         The content of the file; see `fit_temperatures`.
 
     Raises:
         ValueError, CheckpointError: see `fit_temperatures`.
+        Preempted: a signal stopped it; nothing is written.
     """
-    found = fit_temperatures(job, {"": settings}, step=step)[""]
+    found = fit_temperatures(job, {"": settings}, step=step, source=source, preemption=preemption)[""]
+    write_calibration(job, found)
+    return found
+
+
+def write_calibration(job: Job, found: dict[str, Any]) -> None:
+    """Writes a calibration to the workdir, and logs what it changes."""
     if is_writer():
         write_json(job.workdir.calibration_file(found["step"]), found)
     logging.info(
@@ -54,37 +76,78 @@ def calibrate(job: Job, settings: PostprocessSettings, *, step: int | None = Non
         found["before"]["coverage_1sigma"],
         found["after"]["coverage_1sigma"],
     )
-    return found
 
 
 def fit_temperatures(
-    job: Job, settings: Mapping[str, PostprocessSettings], *, step: int | None = None
+    job: Job,
+    settings: Mapping[str, PostprocessSettings],
+    *,
+    step: int | None = None,
+    source: Source | None = None,
+    preemption: Preemption | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Fits the temperature of a checkpoint's stds under each post-processing, from one forward pass.
 
-    The images are those that `config.data.hold_out` kept out of the training, or else the `calibration_split`.
+    The images are those of `source`, or those that `config.data.hold_out` kept out of the training, or else the
+    `calibration_split`.
 
     Returns:
         For each name of the settings: the results of `klbox_jax.evaluation.temperature.calibrate_detections`, with
         `step`, `seed`, `data`, `data_fingerprint`, `postprocess` and `versions`.
 
     Raises:
-        ValueError: the head has no variances, there are no images to calibrate on, or no detection is correct.
+        ValueError: the head has no variances, there are no images to calibrate on, images of the training or of the
+            evaluation set are among them, or no detection is correct.
         CheckpointError: there is no checkpoint.
+        Preempted: a signal stopped it.
     """
+    check_method(job.config.calibrate.method)
     _check_same_training_data(job)
-    job.check(settings.values())
+    job.check(settings.values(), evaluates=source is None)
     loss = job.model.roi_heads.box_loss
     if not loss.has_variances:
         raise ValueError(
             f"config.model.box_loss = {loss.name!r} predicts no variances, so there is nothing to calibrate; train "
             "with a loss that predicts them, such as kl"
         )
-    source, method = job.calibration_source, job.config.calibrate.method
-    plan = EvalPlan(check_fits(source, job.preprocessing), batch_size=job.config.evaluation.batch_size)
+    if source is None:
+        source = job.calibration_source
+    else:
+        _check_unseen(job, source)
     step, params = restore_params(job.workdir.checkpoints, step)
     params = jax.device_put(params, distributed.replicated(job.mesh))
-    results = Evaluation(job, settings).detections(params, source, plan, step=step)
+    return fit_detections(
+        job,
+        Evaluation(job, settings, preemption=preemption),
+        settings,
+        params=params,
+        source=source,
+        step=step,
+    )
+
+
+def fit_detections(
+    job: Job,
+    evaluation: Evaluation,
+    settings: Mapping[str, PostprocessSettings],
+    *,
+    params: Any,
+    source: Source,
+    step: int,
+) -> dict[str, dict[str, Any]]:
+    """Detects in the images of a source and fits the temperatures; see `fit_temperatures`.
+
+    Args:
+        job: the run.
+        evaluation: runs the network under the settings.
+        settings: the post-processings by name.
+        params: parameters of the checkpoint, on all devices.
+        source: the images to calibrate on.
+        step: step of the checkpoint.
+    """
+    method = job.config.calibrate.method
+    plan = EvalPlan(check_fits(source, job.preprocessing), batch_size=job.config.evaluation.batch_size)
+    results = evaluation.detections(params, source, plan, step=step)
     truth = source.coco_ground_truth()
     found = {}
     for name, entries in results.items():
@@ -104,6 +167,41 @@ def fit_temperatures(
                 ENOUGH_BOXES,
             )
     return found
+
+
+def check_method(method: str) -> None:
+    """Raises ValueError unless `config.calibrate.method` is known."""
+    if method not in METHODS:
+        raise ValueError(f"config.calibrate.method = {method!r} is unknown; choose {' or '.join(METHODS)}")
+
+
+def _check_unseen(job: Job, source: Source) -> None:
+    """Raises ValueError if a data set has other classes than the run, or images of its training or evaluation set."""
+    if job.workdir.classes.exists():
+        names, _ = read_classes(job.workdir, job.config)
+        if names != tuple(source.class_names):
+            raise ValueError(
+                f"{job.workdir.path} was trained on the classes {names}, but {source.name} has "
+                f"{tuple(source.class_names)}; calibrate on a data set with the same classes in the same order"
+            )
+    data = job.config.data
+    for purpose, split in (("evaluated", data.eval_split), ("trained", data.train_split)):
+        try:
+            own = build_source(data, split, job.extensions.sources)
+        except (ValueError, OSError) as error:
+            logging.warning(
+                "split %s of the run cannot be read, so it is not known whether images of %s were %s on (%s)",
+                *(split, source.name, purpose, error),
+            )
+            continue
+        if purpose == "trained" and data.get("hold_out", 0.0):
+            own = split_held_out(own, data.hold_out)[0]
+        shared = count_shared_images(source, own)
+        if shared:
+            raise ValueError(
+                f"--data: {shared} of the {len(source.records)} images of {source.name} are in {own.name} too, on "
+                f"which {job.workdir.path.name} is {purpose}; calibrate on other images"
+            )
 
 
 def _check_same_training_data(job: Job) -> None:

@@ -1,18 +1,17 @@
 """Reads the config, classes and parameters of a detector from the folder of a run or a shipped one."""
 
-import functools
 from typing import Any
 
 import jax
 import ml_collections
 from flax.traverse_util import flatten_dict
 
+from klbox_jax.config.saved import read_run_config
 from klbox_jax.data.build import build_source
 from klbox_jax.errors import WorkdirError
 from klbox_jax.files import read_json
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.checkpoints import find_steps, restore_params
-from klbox_jax.train.config_changes import ADDED_FIELDS
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -44,22 +43,7 @@ def read_config(workdir: Workdir) -> ml_collections.ConfigDict:
     Raises:
         WorkdirError: the folder has no config.
     """
-    try:
-        content = read_json(workdir.config)
-    except OSError:
-        raise WorkdirError(
-            f"{workdir.path} is not the folder of a run: it has no config.json; train first, or choose another "
-            "--workdir"
-        ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), dict) for key in ("data", "model")
-    ):
-        raise WorkdirError(f"{workdir.config} does not hold a config; restore that file")
-    for name, value in ADDED_FIELDS.items():
-        *groups, field = name.split(".")
-        group = functools.reduce(lambda inner, key: inner.get(key, {}), groups, content)
-        group.setdefault(field, value)
-    return ml_collections.ConfigDict(_with_tuples(content))
+    return read_run_config(workdir.path)
 
 
 def read_classes(
@@ -146,12 +130,7 @@ def check_same_network(job: Job, params: Any) -> None:
                 f"--config describes another network than the one in {job.workdir.path}: {', '.join(changed)}; give "
                 "the --config that it was trained with"
             )
-    expected = jax.eval_shape(
-        lambda: job.model.init(
-            jax.random.key(0), dummy_batch(job.preprocessing.canvases[0]), method="init_all_heads"
-        )
-    )["params"]
-    check_params(params, expected, path=job.workdir.checkpoints)
+    # First the classes, because another number of them is another shape of a predictor.
     if job.workdir.classes.exists():
         names, _ = read_classes(job.workdir, job.config)
         if names != tuple(job.eval_source.class_names):
@@ -159,10 +138,9 @@ def check_same_network(job: Job, params: Any) -> None:
                 f"{job.workdir.path} was trained on the classes {names}, but {job.eval_source.name} has "
                 f"{tuple(job.eval_source.class_names)}; evaluate on a data set with the same classes in the same order"
             )
-
-
-def _with_tuples(value: Any) -> Any:
-    """Returns the value with tuples instead of the lists of JSON."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(inner) for name, inner in value.items()}
-    return tuple(_with_tuples(inner) for inner in value) if isinstance(value, list) else value
+    expected = jax.eval_shape(
+        lambda: job.model.init(
+            jax.random.key(0), dummy_batch(job.preprocessing.canvases[0]), method="init_all_heads"
+        )
+    )["params"]
+    check_params(params, expected, path=job.workdir.checkpoints)

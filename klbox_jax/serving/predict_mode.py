@@ -1,7 +1,6 @@
-"""`--mode=predict`: runs a trained detector on a folder of photographs.
+"""`klbox predict`: runs a trained detector on photographs.
 
-    python -m klbox_jax.main --config=configs/scenes.py:loss=kl --workdir=runs/kl --mode=predict \
-        --config.predict.input=photos/
+    klbox predict runs/kl photos/
 
 writes into `config.predict.output`, by default `predict` in the workdir:
 
@@ -27,6 +26,7 @@ from absl import logging
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from klbox_jax.config.paths import local_path
 from klbox_jax.data.source import DataError
 from klbox_jax.errors import Preempted
 from klbox_jax.files import write_atomically, write_json
@@ -40,19 +40,26 @@ from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.writer import Progress
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
+# Suffixes of the formats that are read; a file given by name or by a glob may have another one.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".webp", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # Longest side of a drawn picture; larger images are shrunk.
 PICTURE_SIDE = 1600
 
 
-def predict(job: Job, *, step: int | None = None, preemption: Preemption | None = None) -> pathlib.Path:
-    """Finds objects in the images of `config.predict.input`, and writes them.
+def predict(
+    job: Job, inputs: Sequence[str] = (), *, step: int | None = None, preemption: Preemption | None = None
+) -> pathlib.Path:
+    """Finds objects in images, and writes them.
 
     An image that cannot be read is reported and left out.
 
     Args:
         job: the run. Its config has the post-processing, `predict`, and the number of reader threads, which is also
             the number of drawing threads.
+        inputs: images, folders (with their sub-folders) or globs; by default `config.predict.input`.
         step: step of the checkpoint; by default the newest sound one.
         preemption: source of stop signals; None ignores signals.
 
@@ -67,7 +74,7 @@ def predict(job: Job, *, step: int | None = None, preemption: Preemption | None 
     """
     preemption = preemption or Preemption()
     fields = job.config.predict
-    paths = find_images(fields.input)
+    paths = find_images(*(inputs or [fields.input]))
     settings = PostprocessSettings(**job.config.postprocess)
     predictor = load(job.workdir.path, step=step, settings=settings, extensions=job.extensions)
     check_same_detector(job, predictor)
@@ -97,29 +104,65 @@ def predict(job: Job, *, step: int | None = None, preemption: Preemption | None 
     return output
 
 
-def find_images(given: str) -> list[pathlib.Path]:
-    """Returns the sorted image files of a path, a folder (without its subfolders) or a glob.
+def find_images(*given: str) -> dict[pathlib.Path, str]:
+    """Returns the image files of paths, folders (with their sub-folders) and globs, each with the name to show.
+
+    Files in folders and matches of globs that have no suffix of an image are passed over; the log counts them. `**` in
+    a glob stands for any number of folders. Files and folders whose names begin with a dot are not looked at.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: one of them has no image.
     """
-    if not given:
-        raise ValueError("config.predict.input is empty; set it to an image, a folder of images or a glob")
-    path = pathlib.Path(given).expanduser()
+    found: dict[pathlib.Path, str] = {}
+    for text in given:
+        if not text:
+            raise ValueError(
+                "no images are given; name an image, a folder of images or a glob (config.predict.input)"
+            )
+        found |= {path: name for path, name in _find_images(text).items() if path not in found}
+    return found
+
+
+def _find_images(given: str) -> dict[pathlib.Path, str]:
+    path = pathlib.Path(local_path(given, "config.predict.input"))
     if path.is_file():
-        return [path]
+        return {path: path.name}
     if path.is_dir():
-        found, place = path.iterdir(), f"the folder {given}"
+        files = _files_below(path)
+        names, place = {file: os.fspath(file.relative_to(path)) for file in files}, f"the folder {given}"
     elif glob.has_magic(given):
-        found, place = map(pathlib.Path, glob.glob(str(path))), f"the matches of {given}"
+        files = sorted(map(pathlib.Path, glob.glob(os.fspath(path), recursive=True)))
+        names, place = {file: os.fspath(file) for file in files if file.is_file()}, f"the matches of {given}"
     else:
         raise ValueError(f"config.predict.input = {given!r}: there is no such file or folder")
-    images = sorted(file for file in found if file.suffix.lower() in SUFFIXES and file.is_file())
+    images = {
+        file: name for file, name in names.items() if file.suffix.lower() in SUFFIXES and file.is_file()
+    }
+    others = collections.Counter(file.suffix.lower() or "no suffix" for file in names if file not in images)
+    if others:
+        logging.info(
+            "%s: %d images; passed over %d other files (%s)",
+            *(
+                place,
+                len(images),
+                others.total(),
+                ", ".join(f"{count} of {s}" for s, count in others.most_common()),
+            ),
+        )
     if not images:
         raise ValueError(
             f"config.predict.input: there is no image in {place}; names of images end in {', '.join(SUFFIXES)}"
         )
     return images
+
+
+def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        # Changed in place, which is how a walk leaves folders out.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [pathlib.Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +177,7 @@ class _Found:
 
 def _predict_all(
     predictor: Predictor,
-    paths: Sequence[pathlib.Path],
+    paths: Mapping[pathlib.Path, str],
     job: Job,
     preemption: Preemption,
     *,
@@ -158,11 +201,10 @@ def _predict_all(
         tasks = [(path, number <= num_pictures) for number, path in enumerate(paths, start=1)]
         readings = _ahead(readers, read, tasks, count=threads + 2)
         painting: collections.deque[Future] = collections.deque()
-        for number, (path, reading) in enumerate(zip(paths, readings, strict=True), start=1):
+        for number, ((path, name), reading) in enumerate(zip(paths.items(), readings, strict=True), start=1):
             if preemption.signal():
                 break
             progress.update(number - 1)
-            name = _shown_name(path, fields.input)
             try:
                 batch, canvas = reading.result()
             except DataError as error:
@@ -170,7 +212,7 @@ def _predict_all(
                 failed[name] = reason.removeprefix(f"{path} ")
                 logging.warning("%s is left out: %s", name, failed[name])
                 continue
-            with clock.network(batch.images.shape):
+            with clock.network(batch.images.shape, progress):
                 prediction = predictor.predict(batch)
             picture = None
             if canvas is not None:
@@ -262,11 +304,6 @@ def _counts(prediction: Prediction, score_threshold: int | float) -> dict[str, i
     return dict(collections.Counter(names).most_common())
 
 
-def _shown_name(path: pathlib.Path, given: str) -> str:
-    """Returns the file name; the full path for a glob, which may match files of several folders."""
-    return str(path) if glob.has_magic(given) and not os.path.exists(given) else path.name
-
-
 class _Clock:
     """Measures the time of the network; the first image of each canvas counts as time of the compiler."""
 
@@ -276,12 +313,16 @@ class _Clock:
         self._seconds = {"network": 0.0, "compiler": 0.0}
 
     @contextlib.contextmanager
-    def network(self, shape: tuple[int, ...]) -> Iterator[None]:
+    def network(self, shape: tuple[int, ...], progress: Progress) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        kind = "network" if shape in self._compiled else "compiler"
-        self._seconds[kind] += time.perf_counter() - started
-        self._compiled.add(shape)
+        seconds = time.perf_counter() - started
+        if shape in self._compiled:
+            self._seconds["network"] += seconds
+        else:
+            self._seconds["compiler"] += seconds
+            self._compiled.add(shape)
+            progress.leave_out(seconds)
 
     def __str__(self) -> str:
         total = time.perf_counter() - self._started - self._seconds["compiler"]

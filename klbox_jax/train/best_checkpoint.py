@@ -1,6 +1,7 @@
 """Finds the best checkpoint of a run from the evaluations in `metrics.jsonl`, which survive an interruption."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -15,6 +16,9 @@ from klbox_jax.train.writer import read_metrics
 # Metrics for which higher is better.
 HEADLINES = ("AP", "AP50", "AP75", "AP80", "AP90")
 FURTHER_HEADLINES = ("mask_AP", "AP_voc")
+UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
+# The first part of a tag of an evaluation without a name, after `val/`; the first part of others is their name.
+OWN_TAGS = (*HEADLINES, *FURTHER_HEADLINES, *UNCERTAINTY_HEADLINES, "AP_class", "AP_iou")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +83,20 @@ def best_checkpoint(workdir: Workdir, metric: str) -> int:
     return best[0]
 
 
-def is_evaluated(workdir: Workdir, step: int) -> bool:
-    """Returns True if metrics.jsonl has an evaluation of the step; process 0 reads, all return the same."""
+def is_evaluated(workdir: Workdir, step: int, names: Iterable[str] = ("",)) -> bool:
+    """Returns True if metrics.jsonl has an evaluation of the step; process 0 reads, all return the same.
+
+    Args:
+        workdir: the folder of the run.
+        step: the step.
+        names: names of the post-processings of the run. An evaluation under a name of the user's does not count.
+    """
     found = False
     if is_writer() and workdir.metrics.exists():
+        prefixes = tuple(f"val/{name}/" for name in names if name)
+        prefixes += tuple(f"val/{tag}" for tag in OWN_TAGS if "" in names)
         records = [record for record in read_metrics(workdir.metrics) if record["step"] == step]
-        found = any(name.startswith("val/") for record in records for name in record)
+        found = any(tag.startswith(prefixes) for record in records for tag in record)
     return bool(_broadcast(int(found))[0])
 
 

@@ -15,7 +15,7 @@ _SELECTION_FIELDS = ("score_threshold", "soft_nms_min_score", "pre_nms_topk", "d
 
 
 def load_temperature(
-    workdir: Workdir, step: int, settings: PostprocessSettings
+    workdir: Workdir, step: int, settings: PostprocessSettings, *, data: str | None = None
 ) -> Float[ndarray, "4"] | None:
     """Returns the factors on the stds of the edges `x1, y1, x2, y2` of a checkpoint's detections.
 
@@ -23,11 +23,12 @@ def load_temperature(
         workdir: the folder of the run.
         step: step of the checkpoint.
         settings: the post-processing of the detections.
+        data: name of the data set whose images are reported, if they are.
 
     Returns:
         None if the checkpoint was not calibrated. Also None, with a warning, if it was calibrated under other
-        suppression, voting or refinement, because these change the stds. Score thresholds and the number of
-        detections may differ.
+        suppression, voting or refinement, because these change the stds, or on the reported data set. Score thresholds
+        and the number of detections may differ.
 
     Raises:
         WorkdirError: the calibration file is damaged.
@@ -45,6 +46,13 @@ def load_temperature(
         raise WorkdirError(
             f"{file} does not hold a calibration ({error}); delete it, or calibrate again with --mode=calibrate"
         ) from None
+    if data is not None and str(record.get("data")).partition(", held out")[0] == data:
+        logging.warning(
+            "%s was fitted on %s, whose images are evaluated here, so it is not used",
+            file,
+            record.get("data"),
+        )
+        return None
     wanted = settings.to_dict()
     differing = [
         name

@@ -1,10 +1,14 @@
 """Checks of a config and of the parts built from it; each raises ValueError that names the field and the remedy."""
 
+import difflib
 from typing import Any
+
+import jax
 
 from klbox_jax.data.source import Source
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES
+from klbox_jax.train.shared_images import count_shared_images
 
 # Values of `config.train.on_nonfinite`: what to do about a loss or a gradient that is not finite.
 ON_NONFINITE = ("stop", "skip")
@@ -107,13 +111,12 @@ def check_same_classes(one: Source, other: Source) -> None:
 
 
 def check_no_shared_images(calibration: Source, evaluation: Source) -> None:
-    """Checks that no calibration image is in the evaluation set; images are compared by file name."""
-    evaluated = {record.file_name for record in evaluation.records}
-    shared = sum(record.file_name in evaluated for record in calibration.records)
+    """Checks that no calibration image is in the evaluation set, by the path or the content of its file."""
+    shared = count_shared_images(calibration, evaluation)
     if shared:
         raise ValueError(
             f"{shared} images of {calibration.name} are in {evaluation.name} too, whose results are reported; "
-            "set config.data.calibration_split to a split without them"
+            "calibrate on images without them (config.data.calibration_split, or klbox calibrate --data)"
         )
 
 
@@ -123,6 +126,29 @@ def check_masks(model: GeneralizedRCNN, *, mask_size: int) -> None:
         raise ValueError(
             "config.model.mask_head.enabled = True needs the masks of the objects; set config.data.mask_size "
             "to their resolution, such as 112"
+        )
+
+
+def check_frozen(prefixes: tuple[str, ...], params: Any) -> None:
+    """Checks that every prefix of `config.optimizer.frozen` selects a parameter.
+
+    Args:
+        prefixes: prefixes of parameter paths.
+        params: pytree of the parameters or of their shapes.
+    """
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    parts = {"/".join(name.split("/")[:count]) for name in names for count in range(1, name.count("/") + 1)}
+    for prefix in prefixes:
+        if prefix in parts or prefix in names:
+            continue
+        likely = difflib.get_close_matches(prefix, sorted(parts), n=3, cutoff=0.5)
+        likely = likely or sorted(part for part in parts if part.count("/") <= 1)
+        raise ValueError(
+            f"config.optimizer.frozen has {prefix!r}, which is no prefix of a parameter of this network; use such as "
+            f"{', '.join(likely)}, or leave it out"
         )
 
 

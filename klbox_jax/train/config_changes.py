@@ -3,38 +3,7 @@
 import json
 from typing import Any
 
-# Fields that may change between two starts of a run, because they do not change what it learns.
-FREE_FIELDS = (
-    "calibrate",
-    "data.calibration_split",
-    "data.num_threads",
-    "evaluation",
-    "export",
-    "postprocess",
-    "predict",
-    "train.eval_every",
-    "train.keep_best",
-    "train.keep_best_checkpoints",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.profile_steps",
-    "train.save_every",
-)
-
-# Fields that older configs do not have, with the behavior of runs at that time: such a run goes on as it began.
-ADDED_FIELDS = {
-    "data.calibration_split": "",
-    "data.class_names": [],
-    "data.hold_out": 0.0,
-    "data.mask_size": 0,
-    "data.on_bad_record": "stop",
-    "data.skip_empty_boxes": False,
-    "data.tfds_name": "",
-    "model.dtype": "float32",
-    "train.accumulate_steps": 1,
-    "train.early_stopping_patience": 0,
-    "train.on_nonfinite": "stop",
-}
+from klbox_jax.config.saved import ADDED_FIELDS, FREE_FIELDS
 
 _ABSENT = object()
 

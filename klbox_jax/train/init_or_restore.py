@@ -18,6 +18,7 @@ from klbox_jax.distributed import is_writer, put_batch, replicated
 from klbox_jax.files import write_json
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.checkpoints import Checkpoints
+from klbox_jax.train.checks import check_frozen
 from klbox_jax.train.job import Job
 from klbox_jax.train.state import TrainState
 from klbox_jax.train.step import compile_and_create_state, lower_create_state
@@ -42,6 +43,7 @@ def init_or_restore(job: Job, checkpoints: Checkpoints) -> TrainState:
     """
     on_all_devices, start = replicated(job.mesh), checkpoints.latest_step()
     init = lower_create_state(job.model, job.optimizer, batch=dummy_batch(job.preprocessing.canvases[0]))
+    check_frozen(job.config.optimizer.frozen, init.out_info.params)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_all_devices), init.out_info
     )

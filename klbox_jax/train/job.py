@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
 from klbox_jax import distributed
@@ -24,6 +25,7 @@ from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train import checks
 from klbox_jax.train.extensions import Extensions
 from klbox_jax.train.optimizer import build_optimizer
+from klbox_jax.train.schedules import find_unfit_lengths, with_ramp_in_steps
 from klbox_jax.train.step import CompiledTrainStep, compile_train_step
 from klbox_jax.train.workdir import Workdir
 
@@ -36,7 +38,7 @@ class Job:
         config: the whole config.
         workdir: the folder of the run.
         trains: True for a run that trains. Its detector has the classes of the training set; that of any other run
-            has those of the evaluation set, so that no training data are needed.
+            has those that the folder names, else those of the evaluation set, so that no training data are needed.
         extensions: the parts that the config may name.
     """
 
@@ -100,9 +102,15 @@ class Job:
 
     @functools.cached_property
     def model(self) -> GeneralizedRCNN:
-        """The detector."""
-        source = self.train_source if self.trains else self.eval_source
-        return self.extensions.build_model(self.config.model, num_classes=len(source.class_names))
+        """The detector. A run that does not train has the number of classes that the folder names."""
+        num_classes = 0 if self.trains else self.workdir.num_classes()
+        if not num_classes:
+            num_classes = len((self.train_source if self.trains else self.eval_source).class_names)
+        config = self.config.model
+        # A ramp that is a share of the training needs its length; nothing else of a detector depends on it.
+        if self.trains and isinstance(config.box_loss_settings.get("ramp_steps", 0), float):
+            config = with_ramp_in_steps(config, self.total_steps)
+        return self.extensions.build_model(config, num_classes=num_classes)
 
     @functools.cached_property
     def total_steps(self) -> int:
@@ -154,19 +162,39 @@ class Job:
         Raises:
             ValueError, DataError: a field of the config, or the data, cannot be used; the message names it.
         """
+        has_variances = self._check_without_data(settings, evaluates=evaluates)
         if self.trains:
-            checks.check_train_config(self.config.train, evaluates=evaluates)
             _ = self.train_source, self.train_plan
             checks.check_profile_steps(self.config.train.profile_steps, total_steps=self.total_steps)
+            _ = self.optimizer
         if evaluates:
-            checks.check_evaluation_config(self.config)
             _ = self.eval_source, self.eval_plan
+        _ = self.model
+        if self.trains:
+            checks.check_label_noise(self.model, self.train_source)
+            for sentence in find_unfit_lengths(
+                self.config, total_steps=self.total_steps, has_variances=has_variances
+            ):
+                logging.warning("%s", sentence)
+
+    def _check_without_data(self, settings: Iterable[PostprocessSettings], *, evaluates: bool) -> bool:
+        """Checks the config before any data are read; returns True if the detector predicts variances."""
+        config = self.config
+        if self.trains:
+            checks.check_train_config(config.train, evaluates=evaluates)
+            # Its number of steps is not known yet, and no check of the optimizer depends on it.
+            build_optimizer(config.optimizer, batch_size=1, accumulate_steps=1, total_steps=1)
+        if evaluates:
+            checks.check_evaluation_config(config)
         _ = self.mesh
-        heads = self.model.roi_heads
+        # The number of classes is not known yet, and no check of the network depends on it. A job that was given its
+        # model has it already.
+        is_built = isinstance(getattr(type(self), "model", None), functools.cached_property)
+        model = self.extensions.build_model(config.model, num_classes=1) if is_built else self.model
+        heads = model.roi_heads
         for chosen in settings:
             chosen.check_head(
                 has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
             )
-        checks.check_masks(self.model, mask_size=self.preprocessing.mask_size)
-        if self.trains:
-            checks.check_label_noise(self.model, self.train_source)
+        checks.check_masks(model, mask_size=self.preprocessing.mask_size)
+        return heads.box_loss.has_variances

@@ -1,6 +1,7 @@
 """The training loop. An interrupted run resumes where it stopped."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ def train(
     job: Job,
     *,
     evaluate: Callable[[Any, int], Any] | None = None,
+    claim: Callable[[], None] | None = None,
     preemption: Preemption | None = None,
 ) -> TrainState:
     """Trains to the last step of the config and returns the final state.
@@ -40,6 +42,8 @@ def train(
         evaluate: called with parameters and step every `config.train.eval_every` steps except the last, after a
             checkpoint of that step. The metrics that it writes to metrics.jsonl decide which checkpoint is the best
             and whether the training ends early.
+        claim: called once, when nothing of the start can fail any more and before the first step; writes the config
+            to the folder.
         preemption: source of stop signals; None ignores signals.
 
     Raises:
@@ -54,6 +58,8 @@ def train(
             Checkpoints(job.workdir.checkpoints, max_to_keep=config.keep_checkpoints)
         )
         state = init_or_restore(job, checkpoints)
+        if claim is not None:
+            claim()
         give_back_freed_memory()
         start = int(state.step)
         if start >= job.total_steps:
@@ -77,7 +83,11 @@ def train(
             profile.before(step)
             with clock.waiting():
                 batch = next(batches)
+            # A step that compiles a program does not count in the rate that the remaining time is computed from.
+            started, traces = time.monotonic(), train_step.num_traces
             state, scalars = train_step(state, put_batch(batch, job.mesh))
+            if step == start + 1 or train_step.num_traces > traces:
+                progress.leave_out(time.monotonic() - started)
             profile.after(step, scalars)
             metrics.add(step, scalars)
             is_last = step == job.total_steps

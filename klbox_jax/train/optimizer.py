@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from klbox_jax.train.schedules import to_steps
+
 # `config.optimizer.learning_rate` is the rate for updates of this many images.
 REFERENCE_BATCH = 16
 
@@ -17,6 +19,7 @@ def build_optimizer(
 
     Args:
         config: a `config.optimizer`; its fields are arguments of `learning_rate_schedule` and `make_optimizer`.
+            `warmup_steps` may be a share of the training.
         batch_size: images in one step, over all devices.
         accumulate_steps: steps in one update of the parameters. The schedule counts updates, and the learning rate
             scales with the images of one update.
@@ -25,7 +28,9 @@ def build_optimizer(
     schedule = learning_rate_schedule(
         peak_learning_rate(config.learning_rate, images=batch_size * accumulate_steps),
         total_steps=total_steps // accumulate_steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=to_steps(
+            config.warmup_steps, total_steps // accumulate_steps, field="optimizer.warmup_steps"
+        ),
         warmup_factor=config.warmup_factor,
         decay_at=config.decay_at,
         decay_factor=config.decay_factor,
@@ -58,7 +63,7 @@ def learning_rate_schedule(
     total_steps: int,
     warmup_steps: int,
     warmup_factor: float,
-    decay_at: tuple[float, ...],
+    decay_at: tuple[float | int, ...],
     decay_factor: float,
 ) -> optax.Schedule:
     """Returns a schedule with linear warm-up and step decay; its steps are updates of the parameters.
@@ -68,12 +73,11 @@ def learning_rate_schedule(
         total_steps: updates of the whole training.
         warmup_steps: updates of the warm-up; 0 for none.
         warmup_factor: share of the rate at which the warm-up starts.
-        decay_at: shares of the training, 0 to 1; after each of them the rate is multiplied by `decay_factor`.
+        decay_at: shares of the training, or updates; after each of them the rate is multiplied by `decay_factor`.
         decay_factor: factor of each decay.
     """
-    steps = optax.piecewise_constant_schedule(
-        peak, {round(share * total_steps): decay_factor for share in decay_at}
-    )
+    falls = [to_steps(value, total_steps, field="optimizer.decay_at") for value in decay_at]
+    steps = optax.piecewise_constant_schedule(peak, dict.fromkeys(falls, decay_factor))
 
     def schedule(step):
         if not warmup_steps:

@@ -49,7 +49,8 @@ class PeriodicEvaluation:
         Raises:
             ValueError: the evaluation does not have the metric `config.train.keep_best`.
         """
-        if not best_checkpoint.is_evaluated(self._job.workdir, step):
+        names = getattr(self._evaluate, "names", ("",))
+        if not best_checkpoint.is_evaluated(self._job.workdir, step, names):
             with self._clock.paused():
                 self._evaluate(params, step)
         return bool(self._job.config.train.keep_best) and self._keep_best(step)

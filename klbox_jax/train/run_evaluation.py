@@ -22,15 +22,15 @@ from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.evaluation.voc import evaluate_voc
 from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
-from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES
+from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES, UNCERTAINTY_HEADLINES
 from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.evaluation_record import check_same_evaluation
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.sample_pictures import draw_samples
 from klbox_jax.train.workdir import current_versions
 from klbox_jax.train.writer import MetricWriter, Progress
 
-UNCERTAINTY_HEADLINES = ("NLL", "coverage_1sigma", "spearman_sigma_error")
 # PDQ counts every unmatched detection as a false positive, whatever its score. Detections below this score, which
 # only AP needs, are left out.
 PDQ_MIN_SCORE = 0.5
@@ -55,6 +55,26 @@ class Evaluation:
         self._step = compile_eval_step(job.mesh, model=job.model, settings=self._settings)
         self._latest: tuple[int | None, dict[str, dict[str, Any]]] = None, {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the settings."""
+        return tuple(self._settings)
+
+    def check_replaces_nothing(self, step: int) -> None:
+        """Raises ValueError if a folder of the step holds the evaluation of other data or other settings."""
+        source = self._job.eval_source
+        for name, chosen in self._settings.items():
+            check_same_evaluation(
+                self._job.workdir.eval_dir(step) / name / "metrics.json",
+                name,
+                data={
+                    "data": source.name,
+                    "data_fingerprint": source.fingerprint,
+                    "data_root": str(self._job.config.data.root),
+                },
+                postprocess=chosen.to_dict(),
+            )
+
     def __call__(self, params: Any, step: int) -> dict[str, dict[str, Any]]:
         """Returns the metrics of each setting. Results are cached: a second call for the same step returns them.
 
@@ -67,10 +87,12 @@ class Evaluation:
 
         Raises:
             Preempted: a signal stopped it before all detections were scored; nothing is written.
+            ValueError: a folder that it would write holds another evaluation.
         """
         if self._latest[0] == step:  # a training that ends early has evaluated its last step already
             return self._latest[1]
         job = self._job
+        self.check_replaces_nothing(step)
         started = time.perf_counter()
         results = self.detections(params, job.eval_source, job.eval_plan, step=step)
         seconds = time.perf_counter() - started
@@ -90,7 +112,6 @@ class Evaluation:
             Preempted: a signal stopped it; the message names `step`.
         """
         job = self._job
-        evaluator = Evaluator(step=self._step, mesh=job.mesh, category_ids=source.category_ids)
         batches = eval_batches(
             source,
             plan,
@@ -102,6 +123,15 @@ class Evaluation:
             contextlib.closing(batches),
             Progress(plan.num_steps, description=f"eval {job.workdir.path.name}") as progress,
         ):
+
+            def timed_step(params: Any, batch: Any) -> Any:
+                started, traces = time.monotonic(), self._step.num_traces
+                found = self._step(params, batch)
+                if self._step.num_traces > traces:
+                    progress.leave_out(time.monotonic() - started)
+                return found
+
+            evaluator = Evaluator(step=timed_step, mesh=job.mesh, category_ids=source.category_ids)
 
             def on_batch(finished: int) -> None:
                 progress.update(finished)
@@ -123,7 +153,9 @@ class Evaluation:
         metrics = {}
         for name, rows in results.items():
             metrics[name] = self._score(truth, rows)
-            temperature = load_temperature(self._job.workdir, step, self._settings[name])
+            temperature = load_temperature(
+                self._job.workdir, step, self._settings[name], data=self._job.eval_source.name
+            )
             if temperature is not None:
                 scaled = scale_stds(rows, temperature)
                 metrics[name]["uncertainty_calibrated"] = evaluate_uncertainty(truth, scaled)
@@ -156,6 +188,7 @@ class Evaluation:
             "seed": job.config.seed,
             "data": job.eval_source.name,
             "data_fingerprint": job.eval_source.fingerprint,
+            "data_root": str(job.config.data.root),
             "postprocess": self._settings[name].to_dict(),
             "eval_seconds": seconds,
             "versions": current_versions(),

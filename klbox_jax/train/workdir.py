@@ -9,7 +9,7 @@
     metrics.jsonl    see `writer.py`
     tensorboard/     the same metrics as event files
     profile/         profiler trace of `config.train.profile_steps`
-    eval/<step>/     detections and metrics of a checkpoint
+    eval/<step>/     detections and metrics of a checkpoint; in folders of their names if evaluations have names
     calibration/     <step>.json: temperature of a checkpoint's stds
 
 Only process 0 of a run writes.
@@ -30,6 +30,7 @@ import jax
 from absl import logging
 
 import klbox_jax
+from klbox_jax.config.paths import local_path
 from klbox_jax.distributed import is_writer
 from klbox_jax.errors import WorkdirError
 from klbox_jax.files import as_workdir_error, read_json, to_json, write_json
@@ -42,7 +43,8 @@ class Workdir:
     """Paths of one run's folder, its config file and its lock. Making the object touches no file."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path).absolute()
+        """Takes the path; raises WorkdirError if it is not one of this machine."""
+        self.path = pathlib.Path(local_path(path, "--workdir")).absolute()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -113,38 +115,57 @@ class Workdir:
             WorkdirError: the path is a file; config.json cannot be read, or is missing while there are checkpoints;
                 or fields differ, and the message lists each of them.
         """
-        self._check_is_folder()
+        self.check_config(config, allow_config_change=allow_config_change, free_fields=free_fields)
         new = json.loads(to_json(config, self.config))
         if self.config.exists():
-            self._update_config(new, allow_config_change=allow_config_change, free_fields=free_fields)
+            self._update_config(new, free_fields=free_fields)
             self._warn_of_other_versions()
+        elif is_writer():
+            write_json(self.versions, current_versions())
+            write_json(self.config, new)
+
+    def check_config(
+        self,
+        config: Mapping[str, Any],
+        *,
+        allow_config_change: bool = False,
+        free_fields: tuple[str, ...] = FREE_FIELDS,
+    ) -> None:
+        """Raises if `prepare` with these arguments would; changes nothing."""
+        self._check_is_folder()
+        new = json.loads(to_json(config, self.config))
+        if allow_config_change:
             return
-        if self.checkpoints.exists() and any(self.checkpoints.iterdir()) and not allow_config_change:
+        if self.config.exists():
+            _, bound = self._compare(new, free_fields)
+            if bound:
+                raise WorkdirError(
+                    f"{self.path} belongs to a run with another config: "
+                    f"{'; '.join(f'{name} {change}' for name, change in bound.items())}. Choose another --workdir, or "
+                    "go on under the new config with --allow_config_change"
+                )
+        elif self.checkpoints.exists() and any(self.checkpoints.iterdir()):
             raise WorkdirError(
                 f"{self.path} has checkpoints but no config.json to compare with; restore that file, choose "
                 "another --workdir, or accept this config with --allow_config_change"
             )
-        if is_writer():
-            write_json(self.versions, current_versions())
-            write_json(self.config, new)
 
-    def _update_config(self, new: Any, *, allow_config_change: bool, free_fields: tuple[str, ...]) -> None:
+    def _compare(self, new: Any, free_fields: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+        """Returns the changes from config.json to a config, and those that are not free, by field."""
         try:
             old = read_json(self.config)
         except ValueError as error:
             raise WorkdirError(f"{error}; restore that file or choose another --workdir") from None
         changes = find_changes(with_added_fields(old, new), new)
-        bound = [name for name in changes if not is_free(name, free_fields)]
-        lines = "\n".join(f"  {name}: {changes[name]}" for name in bound)
-        if bound and not allow_config_change:
-            raise WorkdirError(
-                f"{self.path} belongs to a run with another config:\n{lines}\n"
-                "choose another --workdir, or go on under the new config with --allow_config_change"
-            )
+        return changes, {name: change for name, change in changes.items() if not is_free(name, free_fields)}
+
+    def _update_config(self, new: Any, *, free_fields: tuple[str, ...]) -> None:
+        changes, bound = self._compare(new, free_fields)
         if bound:
+            lines = "\n".join(f"  {name}: {change}" for name, change in bound.items())
             logging.warning("%s goes on under a changed config:\n%s", self.path, lines)
             if is_writer():
-                write_json(self._free_config_name(), old)
+                write_json(self._free_config_name(), read_json(self.config))
         if changes and is_writer():
             write_json(self.config, new)
 
@@ -164,27 +185,44 @@ class Workdir:
         Raises:
             WorkdirError: the names differ from those in classes.json, or that file cannot be read.
         """
-        if self.classes.exists():
-            try:
-                kept = read_json(self.classes)["names"]
-            except (ValueError, TypeError, KeyError):
-                raise WorkdirError(
-                    f"{self.classes} does not hold the names of a run's classes; restore or delete that file"
-                ) from None
-            if kept != list(names):
-                change = f"{self.path} was trained on the classes {kept}, but the data set has {list(names)}"
-                if not allow_change:
-                    raise WorkdirError(
-                        f"{change}; choose another --workdir, restore the data set, or go on with these classes "
-                        "with --allow_config_change"
-                    )
-                logging.warning("%s", change)
+        change = self.check_classes(names, allow_change=allow_change)
+        if change:
+            logging.warning("%s", change)
         if is_writer():
             write_json(self.classes, {"names": names, "category_ids": category_ids})
+
+    def num_classes(self) -> int:
+        """Returns the number of classes that classes.json names, 0 if it names none."""
+        try:
+            return len(read_json(self.classes)["names"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+
+    def check_classes(self, names: Sequence[str], *, allow_change: bool = False) -> str:
+        """Raises if `keep_classes` would; returns a sentence about other names that are allowed, else ""."""
+        if not self.classes.exists():
+            return ""
+        try:
+            kept = read_json(self.classes)["names"]
+        except (ValueError, TypeError, KeyError):
+            raise WorkdirError(
+                f"{self.classes} does not hold the names of a run's classes; restore or delete that file"
+            ) from None
+        if kept == list(names):
+            return ""
+        change = f"{self.path} was trained on the classes {kept}, but the data set has {list(names)}"
+        if not allow_change:
+            raise WorkdirError(
+                f"{change}; choose another --workdir, restore the data set, or go on with these classes "
+                "with --allow_config_change"
+            )
+        return change
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the folder for one training process; the lock ends with the process, however that ends.
+
+        If the block ends before the folder has a config, the folder is left as it was found.
 
         Raises:
             WorkdirError: another process holds the lock, or the path is a file.
@@ -194,6 +232,7 @@ class Workdir:
             yield
             return
         path = self.path / ".lock"
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         with as_workdir_error(path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
@@ -211,7 +250,21 @@ class Workdir:
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}")
                 file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if not self.config.exists():
+                    self._remove_traces(made)
+
+    def _remove_traces(self, made: Sequence[pathlib.Path]) -> None:
+        """Removes what a start left that failed before its first step, and the folders that it made."""
+        with contextlib.suppress(OSError):
+            if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+                self.checkpoints.rmdir()
+                self.weights.unlink(missing_ok=True)
+            (self.path / ".lock").unlink()
+            for folder in made:
+                folder.rmdir()
 
     def _check_is_folder(self) -> None:
         if self.path.exists() and not self.path.is_dir():

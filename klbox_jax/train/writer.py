@@ -164,7 +164,8 @@ def last_value(workdir: Workdir, name: str) -> float | int:
 class Progress:
     """Shows the progress of a loop: a bar on a terminal, otherwise a line every few seconds.
 
-    The rate counts the steps since the line before. The first line has none, because its step waits for the compiler.
+    The rate counts the steps since the line before, without the time of compilers (`leave_out`). The first line has
+    none.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class Progress:
         self._description = description
         self._stream = sys.stderr if stream is None else stream
         self._last: tuple[int, float] | None = None
+        self._left_out = 0.0
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._bar = None
         self._interval = seconds_between_lines
@@ -207,6 +209,13 @@ class Progress:
         if self._last is None or now - self._last[1] >= self._interval:
             self._show(now)
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves seconds, such as those of a compiler, out of the rate and so of the remaining time."""
+        self._left_out += seconds
+        if self._bar is not None:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
     def close(self) -> None:
         """Shows the last update, if it is not shown yet, and ends the line."""
         if self._pending is not None:
@@ -226,13 +235,14 @@ class Progress:
             else:
                 self._stream.write(self._line(step, now, texts) + "\n")
                 self._stream.flush()
-        self._last = (step, now)
+        self._last, self._left_out = (step, now), 0.0
 
     def _line(self, step: int, now: float, texts: dict[str, str]) -> str:
         percentage = 100.0 * step / self._total if self._total else 100.0
         parts = [f"{percentage:5.1f}%", f"{step}/{self._total}"]
-        if self._last is not None and now > self._last[1] and step > self._last[0]:
-            rate = (step - self._last[0]) / (now - self._last[1])
+        seconds = 0.0 if self._last is None else now - self._last[1] - self._left_out
+        if seconds > 0 and step > self._last[0]:
+            rate = (step - self._last[0]) / seconds
             parts += [f"{rate:.3g} steps/s", f"ETA {_hours(max(self._total - step, 0) / rate)}"]
         parts += [f"{name} {text}" for name, text in texts.items()]
         return "  ".join([self._description, *parts] if self._description else parts)
