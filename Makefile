@@ -11,13 +11,17 @@ export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: table1 test lint parity speed clean-venv
+.PHONY: table1 test test-pythons lint parity speed clean-venv
 
 table1: $(VENV)/.run
 	$(BIN)/python -m experiments.table1 --preset=mini --workdir=runs/table1_mini
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Every interpreter found, and the oldest versions on the oldest one: ten minutes and more for each.
+test-pythons:
+	.ci/test_pythons
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
