@@ -296,3 +296,14 @@ def test_command_writes_the_page_or_says_one_line(folder, tmp_path):
     done = subprocess.run([*command, "--setting=soft"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.fullmatch(r"error: .*no setting 'soft' at step 5; choose --setting from \"\"\n", done.stderr)
+
+
+def test_a_run_that_found_nothing_has_a_report(folder, tmp_path):
+    write_run(tmp_path / "run", folder / "sea")
+    write_json(tmp_path / "run" / "eval" / "5" / "detections.json", [])
+    write_report([str(tmp_path / "run")], tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.block("data")["images"][0]["found"] == [[]]
+    assert page.rows("Confusions of run")[CLASSES[1]] == ["0", "0", "3"]
+    assert page.rows("Error types of run")["all classes"][0] == "0.0"
+    assert "IoU 0.5: AP 0.0" in [e["text"] for e in page.all("li")]
