@@ -24,6 +24,7 @@ from klbox_jax.evaluation.score_calibration_error import matched_scores
 from klbox_jax.evaluation.uncertainty import STD_FLOOR
 
 IOU_THRESHOLD = 0.5
+COVERAGES = (0.5, 0.8, 0.9, 0.95)
 SCORE_METHOD = "isotonic"
 # Coverage of the intervals in JSON files.
 FILE_COVERAGE = 0.9

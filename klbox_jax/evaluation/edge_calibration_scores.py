@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from klbox_jax.evaluation.detected_edges import matched_edges
-from klbox_jax.evaluation.edge_calibration import EdgeCalibration
+from klbox_jax.evaluation.edge_calibration import COVERAGES, EdgeCalibration
 from klbox_jax.evaluation.interval_scores import (
     coco_sizes,
     interval_score,
@@ -17,7 +17,8 @@ from klbox_jax.evaluation.interval_scores import (
 from klbox_jax.evaluation.score_calibration_error import evaluate_scores
 from klbox_jax.evaluation.uncertainty import EDGES
 
-COVERAGES = (0.5, 0.8, 0.9, 0.95)
+# Most detections of soft-NMS have scores near 0; a user is shown those of this score or more.
+SHOWN_SCORE = 0.5
 
 
 def evaluate_edge_calibration(
@@ -34,7 +35,8 @@ def evaluate_edge_calibration(
         `intervals`: `promise`, `iou_threshold`, `num_labels` and `num_images` of the fit, and for each of `COVERAGES`,
         as text, the numbers of `summarize_intervals` with `by_edge` (coverage, mean width and interval score of
         `x1`, `y1`, `x2`, `y2`), `by_class` and `by_size` (COCO's sizes of the label).
-        `score_calibration`: `before` and `after`, see `evaluate_scores`, of all detections.
+        `score_calibration`: `before` and `after`, see `evaluate_scores`, of all detections; and `shown`, both for those
+        whose score before is `SHOWN_SCORE` or more.
     """
     edges = matched_edges(ground_truth, results, iou_threshold=calibration.iou_threshold, min_score=0.0)
     names = {entry["id"]: entry["name"] for entry in ground_truth["categories"]}
@@ -53,7 +55,7 @@ def evaluate_edge_calibration(
         for name, group in groups.items():
             found[name] = summarize_by_group(group, *arrays, coverage=coverage)
         by_coverage[f"{coverage:g}"] = found
-    rescored = _rescored(results, calibration)
+    shown = [entry for entry in results if entry["score"] >= SHOWN_SCORE]
     return {
         "intervals": {
             "promise": calibration.file_promise(),
@@ -62,10 +64,8 @@ def evaluate_edge_calibration(
             "num_images": fitted.num_images,
             **by_coverage,
         },
-        "score_calibration": {
-            "before": evaluate_scores(ground_truth, results),
-            "after": evaluate_scores(ground_truth, rescored),
-        },
+        "score_calibration": _before_and_after(ground_truth, results, calibration)
+        | {"shown": _before_and_after(ground_truth, shown, calibration), "shown_score": SHOWN_SCORE},
     }
 
 
@@ -100,8 +100,14 @@ def _by_edge(
     return found
 
 
-def _rescored(results: list[dict], calibration: EdgeCalibration) -> list[dict]:
-    """Returns the results with calibrated scores."""
+def _before_and_after(
+    ground_truth: dict, results: list[dict], calibration: EdgeCalibration
+) -> dict[str, dict[str, Any]]:
+    """Measures of the scores of results before and after their calibration."""
     classes = np.array([entry["category_id"] for entry in results])
     scores = calibration.calibrated_scores([entry["score"] for entry in results], classes).tolist()
-    return [entry | {"score": score} for entry, score in zip(results, scores, strict=True)]
+    rescored = [entry | {"score": score} for entry, score in zip(results, scores, strict=True)]
+    return {
+        "before": evaluate_scores(ground_truth, results),
+        "after": evaluate_scores(ground_truth, rescored),
+    }

@@ -1,13 +1,16 @@
 """Intervals of the edges of one image's boxes."""
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from klbox_jax.evaluation.edge_calibration import EdgeCalibration
+from klbox_jax.evaluation.edge_calibration import COVERAGES, EdgeCalibration
 from klbox_jax.evaluation.intervals import Intervals, outer_and_inner_boxes
+from klbox_jax.evaluation.uncertainty import STD_FLOOR
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,3 +58,25 @@ def calibrated(calibration: EdgeCalibration | None) -> EdgeCalibration:
             "config.postprocess, on labelled images that were not trained on"
         )
     return calibration
+
+
+def exported_intervals(calibration: EdgeCalibration) -> list[dict[str, Any]]:
+    """Returns for each of `COVERAGES` what model.json says of it.
+
+    Half of an interval is `max(factor * std, least)` pixels, with the stds that the program returns. `factors` and
+    `least` are None where there are too few labels.
+    """
+    found = []
+    for coverage in COVERAGES:
+        fitted = calibration.intervals(coverage)
+        multiple = float(fitted.factors[0, 0])
+        is_finite = math.isfinite(multiple)
+        found.append(
+            {
+                "coverage": coverage,
+                "factors": (multiple / calibration.temperature).tolist() if is_finite else None,
+                "least": multiple * STD_FLOOR if is_finite else None,
+                "promise": calibration.promise(fitted) if is_finite else fitted.warning(),
+            }
+        )
+    return found

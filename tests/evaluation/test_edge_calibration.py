@@ -133,6 +133,10 @@ def test_measures_of_other_images(calibration):
     assert found["score_calibration"]["before"] == evaluate_scores(ground_truth, results)
     after = found["score_calibration"]["after"]
     assert after["LaECE_0"] < found["score_calibration"]["before"]["LaECE_0"]
+    shown = found["score_calibration"]["shown"]
+    above = [entry for entry in results if entry["score"] >= 0.5]
+    assert shown["before"] == evaluate_scores(ground_truth, above)
+    assert shown["after"]["num_detections"] == len(above) < len(results)
     line = summary_line(found)
     assert f"90 %: {100 * row['coverage']:.1f} % of boxes, {row['mean_width']:.1f} px" in line
     assert f"{after['LaECE_0']:.3f} after" in line
