@@ -1,10 +1,9 @@
 """Edge intervals and calibrated scores of a trained detector, over random halves of its images: docs/intervals.md.
 
-    python -m klbox_jax.main --config=configs/scenes.py:loss=kl --workdir=runs/kl --mode=eval \
-        --config.data.eval_split=test
-    python -m experiments.intervals --workdir=runs/kl --split=test --name=scenes
+    klbox eval runs/kl --split=test --name=test
+    python -m experiments.intervals --workdir=runs/kl --evaluation=test --split=test --name=scenes
 
-It reads `eval/STEP/detections.json`, which the first command writes, and runs no network. For each of 40 seeds,
+It reads `eval/STEP/test/detections.json`, which the first command writes, and runs no network. For each of 40 seeds,
 everything is fitted to the detections in one half of the images and measured on the other half. With `--name` the
 result is docs/results/intervals_NAME.json, whose tables `python -m experiments.results` writes into docs/intervals.md;
 otherwise it is WORKDIR/intervals.json. `--picture=FILE.jpg` draws outer and inner boxes on a few images, if the run was
@@ -219,25 +218,36 @@ def _gain(by_split: Sequence[Mapping]) -> float | None:
     return float(np.mean(shares))
 
 
-def read_detections(workdir: Workdir, split: str, step: int | None) -> tuple[Source, list[dict], dict]:
+def read_detections(
+    workdir: Workdir, split: str, *, evaluation: str = "", step: int | None = None
+) -> tuple[Source, list[dict], dict]:
     """Returns the images of a split, the detections of an evaluation of it, and its metrics.
+
+    Args:
+        workdir: the folder of the run.
+        split: of the run's data set.
+        evaluation: name of the evaluation, or "".
+        step: of the evaluation; by default the last.
 
     Raises:
         ValueError: there is no evaluation, or it is of other images.
     """
-    config = read_config(workdir)
-    steps = [int(path.parent.name) for path in workdir.path.glob("eval/*/metrics.json")]
-    if not steps:
+    command = f"klbox eval {workdir.path} --split={split} --name={split}"
+    files = list(
+        workdir.path.glob(f"eval/*/{evaluation}/metrics.json" if evaluation else "eval/*/metrics.json")
+    )
+    steps = [int(path.relative_to(workdir.path).parts[1]) for path in files]
+    if not steps or step not in (None, *steps):
         raise ValueError(
-            f"{workdir.path} has no eval/STEP/metrics.json; run --mode=eval --config.data.eval_split={split} first"
+            f"{workdir.path} has no evaluation {evaluation!r} of this step; run {command} and give --evaluation={split}"
         )
-    folder = workdir.eval_dir(max(steps) if step is None else step)
+    folder = workdir.eval_dir(max(steps) if step is None else step) / evaluation
     metrics = read_json(folder / "metrics.json")
-    source = build_source(config.data, split)
+    source = build_source(read_config(workdir).data, split)
     if metrics["data"] != source.name:
         raise ValueError(
-            f"{folder} is an evaluation of {metrics['data']}, not of {source.name}; run --mode=eval "
-            f"--config.data.eval_split={split}"
+            f"{folder} is an evaluation of {metrics['data']}, not of {source.name}; run {command} and give "
+            f"--evaluation={split}"
         )
     return source, read_json(folder / "detections.json"), metrics
 
@@ -245,7 +255,9 @@ def read_detections(workdir: Workdir, split: str, step: int | None) -> tuple[Sou
 def main(_: list[str]) -> None:
     """Measures a run and writes the result."""
     workdir = Workdir(_WORKDIR.value)
-    source, results, metrics = read_detections(workdir, _SPLIT.value, _STEP.value)
+    source, results, metrics = read_detections(
+        workdir, _SPLIT.value, evaluation=_EVALUATION.value, step=_STEP.value
+    )
     found = compare(source.coco_ground_truth(), results, num_splits=_SPLITS.value)
     found |= {key: metrics[key] for key in ("step", "seed", "data", "data_fingerprint", "postprocess", "AP")}
     output = workdir.path / "intervals.json"
@@ -254,7 +266,7 @@ def main(_: list[str]) -> None:
     write_atomically(output, stored_results.to_text(found))
     if _PICTURE.value:
         if not results or FILE_KEY not in results[0]:
-            raise ValueError(f"the evaluation has no {FILE_KEY}; run --mode=calibrate, and --mode=eval again")
+            raise ValueError(f"the evaluation has no {FILE_KEY}; run klbox calibrate, and klbox eval again")
         Image.fromarray(draw(source, results)).save(_PICTURE.value, optimize=True, quality=75)
     logging.info("%s; sigma gains %s", output, found["gain"])
 
@@ -262,6 +274,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with an evaluation of the split.")
     _SPLIT = flags.DEFINE_string("split", "test", "Split of the evaluation.")
+    _EVALUATION = flags.DEFINE_string("evaluation", "", "Name of the evaluation; by default the one without.")
     _STEP = flags.DEFINE_integer("step", None, "Step of the evaluation; by default the last.")
     _SPLITS = flags.DEFINE_integer("splits", NUM_SPLITS, "Random halves of the images.", lower_bound=1)
     _NAME = flags.DEFINE_enum("name", None, list(SETS), "Store the result in docs/results under this name.")

@@ -100,14 +100,20 @@ def test_the_evaluation_must_be_of_the_split(tmp_path):
     config = scenes_config("loss=kl", **{"data.root": str(tmp_path / "scenes")})
     workdir = Workdir(tmp_path / "run")
     write_json(workdir.config, config.to_dict())
-    with pytest.raises(ValueError, match=r"run --mode=eval --config\.data\.eval_split=test first"):
-        intervals.read_detections(workdir, "test", None)
+    with pytest.raises(ValueError, match=r"no evaluation ''.*; run klbox eval \S+ --split=test --name=test"):
+        intervals.read_detections(workdir, "test")
     write_json(workdir.eval_dir(3) / "metrics.json", {"data": "scenes/validation"})
     write_json(workdir.eval_dir(3) / "detections.json", [])
     with pytest.raises(ValueError, match="is an evaluation of scenes/validation, not of scenes/test"):
-        intervals.read_detections(workdir, "test", None)
-    source, results, metrics = intervals.read_detections(workdir, "validation", None)
+        intervals.read_detections(workdir, "test")
+    source, results, metrics = intervals.read_detections(workdir, "validation")
     assert (source.name, results, metrics["data"]) == ("scenes/validation", [], "scenes/validation")
+
+    write_json(workdir.eval_dir(2) / "other" / "metrics.json", {"data": "scenes/test"})
+    write_json(workdir.eval_dir(2) / "other" / "detections.json", [{}])
+    assert intervals.read_detections(workdir, "test", evaluation="other", step=2)[1] == [{}]
+    with pytest.raises(ValueError, match="no evaluation 'other' of this step"):
+        intervals.read_detections(workdir, "test", evaluation="other", step=3)
 
     # A detector that finds every object, for the picture.
     results = [
