@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/results.md from docs/results.
+"""Fills the tables of README.md, docs/results.md and docs/intervals.md from docs/results.
 
     python -m experiments.results                                  # writes the tables
     python -m experiments.results --check                          # fails if a table is out of date
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
+from experiments import interval_tables
 from experiments.methods import claims
 from experiments.stored_results import (
     RESULTS,
@@ -34,7 +35,11 @@ from klbox_jax.report.tables import METRICS, markdown_table, table1_markdown
 _CHECK = flags.DEFINE_bool("check", False, "Write nothing; fail if a document is out of date.")
 _STORE = flags.DEFINE_string("store", "", "Workdir of a finished experiment, to be stored in docs/results.")
 
-DOCUMENTS = (RESULTS.parents[1] / "README.md", RESULTS.parent / "results.md")
+DOCUMENTS = (
+    RESULTS.parents[1] / "README.md",
+    RESULTS.parent / "results.md",
+    RESULTS.parent / "intervals.md",
+)
 
 FULL = "kl_voting_soft_nms"
 ROWS = {
@@ -210,6 +215,7 @@ TABLES: documents.Tables = {
             "paper's ratio": paper_value(PAPER_TABLE4, ".2f", over="baseline"),
         },
     ),
+    **interval_tables.TABLES,
 }
 
 

@@ -130,7 +130,9 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[dict]:
         entry["agreement"] = localization_confidences(truth, detections).spearman()
         if row.name in fitted:
             temperature = np.array(fitted[row.name]["temperature"])
-            entry["calibration"] = fitted[row.name]
+            entry["calibration"] = {
+                key: part for key, part in fitted[row.name].items() if key != "edge_calibration"
+            }
             entry["uncertainty_calibrated"] = evaluate_uncertainty(truth, scale_stds(detections, temperature))
         entries.append(entry | {"seed": config.seed, "steps": job.total_steps})
     return entries

@@ -320,7 +320,12 @@ def _calibrate(given: argparse.Namespace, fields: Fields) -> None:
     split = (given.split or modes.only_split(other)) if other is not None else ""
     (chosen,) = modes.settings_of(job.config).values()
     file = modes.run_calibration(job, chosen, other_data=other, split=split)
-    _files([(file, "factors on sigma, which evaluations and predictions of this checkpoint apply")])
+    _files(
+        [
+            (file, "factors on sigma, which evaluations and predictions of this checkpoint apply"),
+            (file.with_suffix(".intervals.json"), "intervals of edges and curves of scores, which they add"),
+        ]
+    )
 
 
 def _predict(given: argparse.Namespace, fields: Fields) -> None:

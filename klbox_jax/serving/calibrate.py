@@ -1,4 +1,4 @@
-"""`klbox calibrate`: fits a factor for the stds of each edge, on images that no training or report uses."""
+"""`klbox calibrate`: fits stds, intervals of edges and scores, on images that no training or report uses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,13 @@ from klbox_jax.data.loader import check_fits
 from klbox_jax.data.plan import EvalPlan
 from klbox_jax.data.source import Source
 from klbox_jax.distributed import is_writer
+from klbox_jax.evaluation.edge_calibration import fit_edge_calibration
 from klbox_jax.evaluation.temperature import METHODS, calibrate_detections
 from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving.model_folder import read_classes
 from klbox_jax.train.checkpoints import restore_params
+from klbox_jax.train.edge_calibration_file import write_edge_calibration
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
 from klbox_jax.train.run_evaluation import Evaluation
@@ -26,6 +28,7 @@ from klbox_jax.train.workdir import current_versions
 
 # With this many boxes, the standard error of the share of labels within one std is 3 %: sqrt(.68 * .32 / 250).
 ENOUGH_BOXES = 250
+PROVENANCE = ("step", "seed", "data", "data_fingerprint", "postprocess", "versions")
 
 
 def calibrate(
@@ -38,8 +41,9 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fits the temperature of a checkpoint's stds under a post-processing, and writes it.
 
-    The result is `calibration/<step>.json` in the workdir: the temperature, which evaluations and predictions of this
-    checkpoint apply, and its provenance. A later fit of the same checkpoint replaces it.
+    The results are two files in the workdir. `calibration/<step>.json` has the temperature, which evaluations and
+    predictions of this checkpoint apply, and its provenance. `calibration/<step>.intervals.json` has the intervals of
+    edges and the score curves. A later fit of the same checkpoint replaces them.
 
     Args:
         job: the run.
@@ -49,7 +53,7 @@ def calibrate(
         preemption: source of stop signals; None ignores signals.
 
     Returns:
-        The content of the file; see `fit_temperatures`.
+        The content of the first file; see `fit_temperatures`.
 
     Raises:
         ValueError, CheckpointError: see `fit_temperatures`.
@@ -62,7 +66,10 @@ def calibrate(
 
 def write_calibration(job: Job, found: dict[str, Any]) -> None:
     """Writes a calibration to the workdir, and logs what it changes."""
+    edges = found.pop("edge_calibration")
     if is_writer():
+        provenance = {key: found[key] for key in PROVENANCE}
+        write_edge_calibration(job.workdir, found["step"], edges, provenance)
         write_json(job.workdir.calibration_file(found["step"]), found)
     logging.info(
         "step %d, %s: temperature %s from %d boxes of %s; NLL %.3f to %.3f, within one std %.3f to %.3f",
@@ -76,6 +83,7 @@ def write_calibration(job: Job, found: dict[str, Any]) -> None:
         found["before"]["coverage_1sigma"],
         found["after"]["coverage_1sigma"],
     )
+    logging.info("%s", edges.file_promise())
 
 
 def fit_temperatures(
@@ -93,7 +101,7 @@ def fit_temperatures(
 
     Returns:
         For each name of the settings: the results of `klbox_jax.evaluation.temperature.calibrate_detections`, with
-        `step`, `seed`, `data`, `data_fingerprint`, `postprocess` and `versions`.
+        `step`, `seed`, `data`, `data_fingerprint`, `postprocess` and `versions`; and the record `edge_calibration`.
 
     Raises:
         ValueError: the head has no variances, there are no images to calibrate on, images of the training or of the
@@ -158,6 +166,7 @@ def fit_detections(
             "data_fingerprint": source.fingerprint,
             "postprocess": settings[name].to_dict(),
             "versions": current_versions(),
+            "edge_calibration": fit_edge_calibration(truth, entries, data=source.name),
         }
         if found[name]["num_matched"] < ENOUGH_BOXES:
             logging.warning(

@@ -32,6 +32,7 @@ from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.files import write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving import exported_detector
+from klbox_jax.serving.edge_intervals import exported_intervals
 from klbox_jax.serving.predictor import Predictor, check_same_detector, load
 from klbox_jax.structures import Batch, GroundTruth
 from klbox_jax.train.job import Job
@@ -186,6 +187,7 @@ def _output_names(predictor: Predictor) -> list[str]:
 
 
 def _describe(predictor: Predictor) -> dict[str, Any]:
+    edges = predictor.edge_calibration
     return {
         "format": exported_detector.FORMAT,
         "format_version": exported_detector.FORMAT_VERSION,
@@ -205,6 +207,8 @@ def _describe(predictor: Predictor) -> dict[str, Any]:
         "postprocess": predictor.settings.to_dict(),
         # The temperature of a calibration; the programs multiply the stds by it.
         "box_stds_factors": None if predictor.temperature is None else predictor.temperature.tolist(),
+        # Half of an interval is max(factor * std, least) pixels; None without a calibration.
+        "intervals": edges and exported_intervals(edges),
     }
 
 

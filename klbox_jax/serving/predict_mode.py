@@ -289,6 +289,7 @@ def _to_coco(
             "step": predictor.step,
             "postprocess": predictor.settings.to_dict(),
             "temperature": predictor.temperature,
+            "intervals": predictor.edge_calibration and predictor.edge_calibration.file_promise(),
         },
         "images": images,
         "categories": [

@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
 from PIL import Image
 
 from klbox_jax.config.paths import local_path
 from klbox_jax.evaluation.coco import to_coco_results
+from klbox_jax.evaluation.edge_calibration import EdgeCalibration
 from klbox_jax.evaluation.masks import paste_mask
 from klbox_jax.files import write_json
 from klbox_jax.report.pictures import LabeledBoxes, draw_detections
 from klbox_jax.serving.images import read_image
+from klbox_jax.serving.edge_intervals import EdgeIntervals, calibrated, edge_intervals
 from klbox_jax.structures import Detections
 
 _EDGES = ("x1", "y1", "x2", "y2")
@@ -41,6 +43,7 @@ class Prediction:
         masks: mask probabilities; each mask covers its box. None if the detector has no masks.
         image_size: height and width of the image.
         source: what the detector was called on, which `draw` reads; None if that is not known.
+        edge_calibration: intervals and score curves of `--mode=calibrate`, or None.
     """
 
     boxes: Float[ndarray, "n 4"]
@@ -52,6 +55,35 @@ class Prediction:
     masks: Float[ndarray, "n m m"] | None
     image_size: tuple[int, int]
     source: Any = None
+    edge_calibration: EdgeCalibration | None = None
+
+    def intervals(
+        self, coverage: float = 0.9, *, level: str = "box", min_score: float = 0.0
+    ) -> EdgeIntervals:
+        """Returns an interval for each edge, from split conformal prediction; `promise` says what is promised.
+
+        Args:
+            coverage: between 0 and 1.
+            level: `box`, `class`, `image` or `image_mean`, see `klbox_jax.evaluation.conformal.fit_intervals`.
+            min_score: fit to calibration boxes of this score or more, for a promise on such boxes.
+
+        Raises:
+            ValueError: there is no calibration of this post-processing, it has too few labels for the coverage, or an
+                argument is out of range.
+        """
+        calibration = calibrated(self.edge_calibration)
+        fitted = calibration.intervals(coverage, level=level, min_score=min_score)
+        half = calibration.half_widths(fitted, self.box_stds, self._category_ids)
+        return edge_intervals(self.boxes, half, fitted, calibration.promise(fitted, min_score=min_score))
+
+    @property
+    def calibrated_scores(self) -> Float[ndarray, " n"]:
+        """Expected IoU of each box with its object, 0 if it has none; raises ValueError without a calibration."""
+        return calibrated(self.edge_calibration).calibrated_scores(self.scores, self._category_ids)
+
+    @property
+    def _category_ids(self) -> Shaped[ndarray, " n"]:
+        return np.array(self.category_ids)[self.classes]
 
     @property
     def names(self) -> list[str]:
@@ -171,7 +203,8 @@ class Prediction:
     def to_coco(self, image_id: int = 1) -> list[dict]:
         """Returns the objects as entries of a COCO results file; see `to_coco_results`.
 
-        Each entry also has the name of its class, as `category`.
+        Each entry also has the name of its class, as `category`, and with a calibration `bbox_interval_90` and
+        `score_calibrated`, see `EdgeCalibration.with_intervals`.
         """
         found = Detections(
             boxes=self.boxes,
@@ -192,6 +225,9 @@ class Prediction:
         for entry, name in zip(results, self.names, strict=True):
             entry["category"] = name
         return results
+        for entry, index in zip(results, self.classes, strict=True):
+            entry["category"] = self.class_names[index]
+        return results if self.edge_calibration is None else self.edge_calibration.with_intervals(results)
 
     def to_supervision(self) -> Any:
         """Returns the objects as `supervision.Detections`; its `data` has `box_std` and `class_name`.

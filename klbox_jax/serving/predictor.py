@@ -24,6 +24,7 @@ from klbox_jax.data.build import build_preprocessing
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Placement, Preprocessing, choose_canvas, make_example, resized_size
 from klbox_jax.errors import WorkdirError
+from klbox_jax.evaluation.edge_calibration import EdgeCalibration
 from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
@@ -32,6 +33,7 @@ from klbox_jax.serving.model_folder import read_classes, read_config, read_param
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.structures import Batch, Detections
 from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.edge_calibration_file import load_edge_calibration
 from klbox_jax.train.extensions import Extensions
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -141,6 +143,16 @@ class Predictor:
             return None
         return load_temperature(self.workdir, self.step, self.settings)
 
+    @functools.cached_property
+    def edge_calibration(self) -> EdgeCalibration | None:
+        """Intervals and score curves for the stds as they are returned, or None; see `load_edge_calibration`."""
+        if self.step is None or not self.model.roi_heads.box_loss.has_variances:
+            return None
+        found = load_edge_calibration(self.workdir, self.step, self.settings)
+        if found is None or self.temperature is None:
+            return found
+        return dataclasses.replace(found, temperature=self.temperature)
+
     def with_settings(self, **fields: Any) -> "Predictor":
         """Returns a predictor with the same parameters and other fields of `PostprocessSettings`."""
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **fields))
@@ -185,6 +197,7 @@ class Predictor:
             box_stds=stds,
             masks=None if found.masks is None else found.masks[row][valid],
             image_size=(height, width),
+            edge_calibration=self.edge_calibration,
         )
 
     @functools.cached_property
@@ -241,7 +254,7 @@ def load(
         step=step,
         calibrated=calibrated,
     )
-    _ = predictor.temperature  # raises now if the file is damaged
+    _ = predictor.temperature, predictor.edge_calibration  # raises now if a file is damaged
     return predictor
 
 

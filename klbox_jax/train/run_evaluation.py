@@ -14,6 +14,7 @@ from klbox_jax.data.source import Source
 from klbox_jax.distributed import is_writer
 from klbox_jax.errors import Preempted
 from klbox_jax.evaluation.coco import IOU_THRESHOLDS, check_backend, evaluate_detections
+from klbox_jax.evaluation.edge_calibration_scores import evaluate_edge_calibration, summary_line
 from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
 from klbox_jax.evaluation.lrp import evaluate_lrp
 from klbox_jax.evaluation.pdq import evaluate_pdq
@@ -24,6 +25,7 @@ from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.train.best_checkpoint import FURTHER_HEADLINES, HEADLINES, UNCERTAINTY_HEADLINES
 from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.edge_calibration_file import load_edge_calibration
 from klbox_jax.train.evaluation_record import check_same_evaluation
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
@@ -83,7 +85,8 @@ class Evaluation:
         or `<split>/...` for another split than the run's own.
 
         If a calibration fitted a temperature to this step and setting, `uncertainty_calibrated` scores the scaled
-        stds. `detections.json` always has the stds of the network.
+        stds. `detections.json` always has the stds of the network. With intervals of that calibration, `intervals` and
+        `score_calibration` measure them, and each detection has `bbox_interval_90` and `score_calibrated`.
 
         Raises:
             Preempted: a signal stopped it before all detections were scored; nothing is written.
@@ -97,6 +100,7 @@ class Evaluation:
         results = self.detections(params, job.eval_source, job.eval_plan, step=step)
         seconds = time.perf_counter() - started
         metrics = self._score_all(results, step)
+        results = self._add_calibration(results, metrics, step)
         for name, numbers in metrics.items():
             self._write_files(name, results[name], numbers, step, seconds=seconds)
             _log(name, numbers, step)
@@ -161,6 +165,19 @@ class Evaluation:
                 metrics[name]["uncertainty_calibrated"] = evaluate_uncertainty(truth, scaled)
             self._check_preemption(step)
         return metrics
+
+    def _add_calibration(
+        self, results: Mapping[str, list[dict]], metrics: dict[str, dict[str, Any]], step: int
+    ) -> dict[str, list[dict]]:
+        """Adds measures of the intervals and scores to the metrics, and returns the results with both."""
+        source, found = self._job.eval_source, dict(results)
+        for name, rows in results.items():
+            settings = self._settings[name]
+            calibration = load_edge_calibration(self._job.workdir, step, settings, data=source.name)
+            if calibration is not None:
+                metrics[name] |= evaluate_edge_calibration(source.coco_ground_truth(), rows, calibration)
+                found[name] = calibration.with_intervals(rows)
+        return found
 
     def _score(self, ground_truth: dict, results: list[dict]) -> dict[str, Any]:
         """Returns COCO AP, LRP, PDQ and uncertainty metrics of the boxes, AP of the masks, and the AP of VOC 2007."""
@@ -241,4 +258,6 @@ def _log(name: str, numbers: dict[str, Any], step: int) -> None:
         headline += "".join(f"  {key} {uncertainty[key]:.3f}" for key in ("NLL", "coverage_1sigma"))
     classes = "  ".join(f"{key} {show(ap)}" for key, ap in numbers["AP_by_class"].items())
     logging.info("step %d %s: %s", step, name or "evaluation", headline)
+    if "intervals" in numbers:
+        logging.info("step %d %s %s", step, name or "evaluation", summary_line(numbers))
     logging.info("step %d %s AP by class: %s", step, name or "evaluation", classes)

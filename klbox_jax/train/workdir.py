@@ -10,7 +10,7 @@
     tensorboard/     the same metrics as event files
     profile/         profiler trace of `config.train.profile_steps`
     eval/<step>/     detections and metrics of a checkpoint; in folders of their names if evaluations have names
-    calibration/     <step>.json: temperature of a checkpoint's stds
+    calibration/     <step>.json: temperature of a checkpoint's stds; <step>.intervals.json: intervals and score curves
 
 Only process 0 of a run writes.
 """

@@ -3,6 +3,7 @@ import pytest
 
 from klbox_jax.data.plan import EvalPlan
 from klbox_jax.errors import WorkdirError
+from klbox_jax.evaluation.edge_calibration_scores import evaluate_edge_calibration
 from klbox_jax.evaluation.temperature import scale_stds
 from klbox_jax.evaluation.uncertainty import evaluate_uncertainty
 from klbox_jax.files import read_json, write_json
@@ -10,6 +11,7 @@ from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving import calibrate as module
 from klbox_jax.serving.calibrate import calibrate, fit_temperatures
 from klbox_jax.train.calibration_file import load_temperature
+from klbox_jax.train.edge_calibration_file import edge_calibration_file, load_edge_calibration
 from klbox_jax.train.job import Job
 from klbox_jax.train.run_evaluation import Evaluation
 from klbox_jax.train.workdir import Workdir
@@ -76,6 +78,44 @@ def test_a_calibration_and_its_file(make_job):
     loaded = load_temperature(job.workdir, 6, settings_of(job))
     np.testing.assert_array_equal(loaded, found["temperature"])
     assert loaded.shape == (4,)
+
+
+def test_intervals_and_their_file(make_job):
+    job = make_job()
+    calibrate(job, settings_of(job))
+    stored = read_json(job.workdir.path / "calibration" / "6.intervals.json")
+    count = sum(len(record.boxes) for record in job.calibration_source.records)
+    assert (stored["num_labels"], stored["num_images"]) == (count, len(job.calibration_source.records))
+    assert stored["data"] == "scenes/calibration"
+    assert stored["data_fingerprint"] == job.calibration_source.fingerprint
+    assert stored["postprocess"] == vars(settings_of(job))
+    assert (stored["step"], stored["iou_threshold"]) == (6, 0.5)
+    assert "90 % of matched boxes" in stored["promise"]
+    loaded = load_edge_calibration(job.workdir, 6, settings_of(job))
+    assert loaded.to_dict() == {key: stored[key] for key in loaded.to_dict()}
+    # The sigmas are half as large as the errors are.
+    assert loaded.intervals(0.5).factors[0, 0] > 2
+    assert load_edge_calibration(job.workdir, 3, settings_of(job)) is None
+
+
+def test_intervals_hold_for_one_post_processing(make_job, caplog):
+    job = make_job()
+    calibrate(job, settings_of(job))
+    for fields in ({"voting": "none"}, {"score_threshold": 0.7}, {"detections_per_image": 3}):
+        assert load_edge_calibration(job.workdir, 6, settings_of(job, **fields)) is None
+        assert f"under {next(iter(fields))} " in caplog.messages[-1]
+        assert "there are no intervals; calibrate again with --mode=calibrate" in caplog.messages[-1]
+    assert load_edge_calibration(job.workdir, 6, settings_of(job), data="scenes/calibration") is None
+    assert "fitted on scenes/calibration, whose images are evaluated here" in caplog.messages[-1]
+    assert load_edge_calibration(job.workdir, 6, settings_of(job), data="scenes/validation") is not None
+
+
+@pytest.mark.parametrize("content", [{}, [], {"postprocess": {}, "ratios": [1.0], "scores": [2.0, 1.0]}])
+def test_damaged_intervals_are_named(make_job, content):
+    job = make_job()
+    write_json(edge_calibration_file(job.workdir, 6), content)
+    with pytest.raises(WorkdirError, match=r"6\.intervals\.json does not hold intervals"):
+        load_edge_calibration(job.workdir, 6, settings_of(job))
 
 
 def test_the_method_and_the_step_are_those_asked_for(make_job):
@@ -179,3 +219,23 @@ def test_an_evaluation_has_both(make_job):
     above = sum(entry["score"] >= 0.5 for entry in detections)
     assert stored["PDQ"]["true_positives"] + stored["PDQ"]["false_positives"] == above
     assert 0 < stored["PDQ"]["PDQ"] < 100
+
+
+def test_an_evaluation_has_intervals(make_job, caplog):
+    job = make_job()
+    calibrate(job, settings_of(job))
+    settings = {"": settings_of(job), "plain": settings_of(job, voting="none")}
+    with caplog.at_level("INFO"):
+        metrics = Evaluation(job, settings)({}, 6)
+    assert "intervals" not in metrics["plain"]
+    stored = read_json(job.workdir.eval_dir(6) / "metrics.json")
+    detections = read_json(job.workdir.eval_dir(6) / "detections.json")
+    calibration = load_edge_calibration(job.workdir, 6, settings_of(job))
+    measured = evaluate_edge_calibration(job.eval_source.coco_ground_truth(), detections, calibration)
+    assert {key: stored[key] for key in measured} == measured
+    assert "90 % of matched boxes" in stored["intervals"]["promise"]
+    assert 0.6 < stored["intervals"]["0.9"]["coverage"] <= 1
+    assert any("90 %: " in message and "of boxes" in message for message in caplog.messages)
+    assert calibration.with_intervals(detections) == detections
+    plain = read_json(job.workdir.eval_dir(6) / "plain" / "detections.json")
+    assert "bbox_interval_90" not in plain[0]

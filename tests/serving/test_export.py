@@ -9,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 
+from klbox_jax.evaluation.edge_calibration import fit_edge_calibration
 from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving import exported_detector as loader
 from klbox_jax.serving.export import OUTPUTS, export
 from klbox_jax.serving.exported_detector import Detector, ModelError, resize
 from klbox_jax.serving.predictor import load
+from klbox_jax.train.edge_calibration_file import write_edge_calibration
 from klbox_jax.train.job import Job
 from klbox_jax.weights.safetensors_file import load_params, save_params
 from tests.coco_folder import CATEGORIES
+from tests.evaluation.test_results_calibration import drawn_results
 from tests.programs import run_python
 from tests.serving.thin_run import write_run
 from tests.thin import coco_config
@@ -51,6 +54,8 @@ def job(module_path):
     workdir = write_run(module_path / "run", config)
     settings = vars(PostprocessSettings(**config.postprocess))
     write_json(workdir.calibration_file(3), {"temperature": TEMPERATURE, "postprocess": settings})
+    fitted = fit_edge_calibration(*drawn_results(0, num_images=5), data="pond")  # 15 boxes: too few for 95 %
+    write_edge_calibration(workdir, 3, fitted, {"postprocess": settings})
     return Job(config=config, workdir=workdir)
 
 
@@ -122,6 +127,30 @@ def test_elsewhere_it_finds_what_is_found_here(found, predictor, images):
         np.testing.assert_array_equal(one["category_ids"], ids)
         for name in ("boxes", "scores", "box_stds"):
             np.testing.assert_allclose(one[name], getattr(wanted, name), rtol=1e-6, atol=1e-5, err_msg=name)
+
+
+def test_intervals_of_the_loader(exported, found, predictor, images):
+    detector = Detector(exported)
+    for one, image in zip(found, images, strict=True):
+        wanted = predictor(image)
+        for coverage in (0.5, 0.9):
+            intervals = wanted.intervals(coverage)
+            for name, ends in detector.intervals(one, coverage).items():
+                np.testing.assert_allclose(ends, getattr(intervals, name), rtol=1e-5, atol=1e-4, err_msg=name)
+    tiny = {"boxes": np.zeros((1, 4)), "box_stds": np.full((1, 4), 1e-3)}
+    multiple = predictor.edge_calibration.intervals(0.9).factors[0, 0]
+    np.testing.assert_allclose(detector.intervals(tiny)["upper"], 0.1 * multiple)
+    promises = {each["coverage"]: each["promise"] for each in read_json(exported / "model.json")["intervals"]}
+    assert "at least 90 % of matched boxes" in promises[0.9]
+    assert "needs 19 calibration labels and there are 15" in promises[0.95]
+    for coverage in (0.95, 0.7):
+        with pytest.raises(ValueError, match=r"for coverages \[0\.5, 0\.8, 0\.9\], not 0\.\d+; choose one"):
+            detector.intervals(tiny, coverage)
+    detector.info = detector.info | {"intervals": None}
+    with pytest.raises(
+        ValueError, match=r"for coverages \[\], .* calibrate on labelled images and export again"
+    ):
+        detector.intervals(tiny)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,19 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from klbox_jax.errors import CheckpointError, Preempted
+from klbox_jax.evaluation.edge_calibration import fit_edge_calibration
 from klbox_jax.files import read_json
 from klbox_jax.main import run
+from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.pictures import shrink
 from klbox_jax.serving import predict_mode
 from klbox_jax.serving.gallery import Entry, render
 from klbox_jax.serving.predict_mode import find_images
 from klbox_jax.serving.predictor import load
+from klbox_jax.train.edge_calibration_file import write_edge_calibration
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption
+from tests.evaluation.test_results_calibration import drawn_results
 from tests.serving.thin_run import TWO_CANVASES, write_run
 from tests.thin import coco_config
 
@@ -30,7 +34,12 @@ FIELDS = TWO_CANVASES | {"predict.score_threshold": 0.34}
 @pytest.fixture(scope="module")
 def workdir(module_path):
     # No data set is needed.
-    return write_run(module_path / "run", coco_config("", **FIELDS))
+    config = coco_config("", **FIELDS)
+    workdir = write_run(module_path / "run", config)
+    settings = PostprocessSettings(**config.postprocess).to_dict()
+    fitted = fit_edge_calibration(*drawn_results(0), data="pond")
+    write_edge_calibration(workdir, 3, fitted, {"postprocess": settings})
+    return workdir
 
 
 def config(photographs, arg=None, **fields):
@@ -75,6 +84,7 @@ def test_a_folder_of_photographs(workdir, output, photographs):
     assert content["categories"] == [{"id": 3, "name": "fish"}, {"id": 7, "name": "ray"}]
     predictor = load(workdir.path)
     assert content["info"]["step"] == predictor.step == 3
+    assert content["info"]["intervals"] == predictor.edge_calibration.file_promise()
     for image in content["images"]:
         pixels = photographs[1][image["file_name"]]
         assert (image["height"], image["width"]) == pixels.shape[:2]
@@ -82,6 +92,9 @@ def test_a_folder_of_photographs(workdir, output, photographs):
         assert found
         for entry in found:
             assert len(entry["bbox_std"]) == 4
+            for side in ("lower", "upper"):
+                assert len(entry["bbox_interval_90"][side]) == 4
+            assert 0 <= entry["score_calibrated"] <= 1
             assert entry["area"] == pytest.approx(entry["bbox"][2] * entry["bbox"][3])
             assert entry["category"] == {3: "fish", 7: "ray"}[entry["category_id"]]
     # It is a data set, too.

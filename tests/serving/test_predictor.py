@@ -12,15 +12,18 @@ from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.data.source import DataError
 from klbox_jax.errors import CheckpointError, WorkdirError
+from klbox_jax.evaluation.edge_calibration import fit_edge_calibration
 from klbox_jax.evaluation.eval_step import Evaluator, compile_eval_step
 from klbox_jax.files import read_json, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.serving.prediction import Prediction
 from klbox_jax.serving.predictor import load
 from klbox_jax.train.checkpoints import restore_params
+from klbox_jax.train.edge_calibration_file import write_edge_calibration
 from klbox_jax.train.job import Job
 from klbox_jax.weights.safetensors_file import WeightFileError, save_params
 from tests.coco_folder import write_folder
+from tests.evaluation.test_results_calibration import drawn_results
 from tests.serving.thin_run import TWO_CANVASES, copy_run, write_run
 from tests.thin import coco_config
 
@@ -234,6 +237,26 @@ def test_calibrated_stds(workdir, predictor, photographs, tmp_path):
     np.testing.assert_allclose(other.box_stds, one.box_stds * [[1, 2, 0.5, 3]], rtol=1e-6)
     assert other.box_stds.dtype == np.float32
     np.testing.assert_array_equal(other.boxes, one.boxes)
+
+
+def test_intervals_are_those_of_the_stds_before_the_temperature(workdir, predictor, photographs, tmp_path):
+    calibrated = copy_run(workdir, tmp_path / "calibrated")
+    settings = {"postprocess": predictor.settings.to_dict()}
+    image = photographs[1]["square <b>&.png"]
+    one = predictor(image)
+    with pytest.raises(ValueError, match="run --mode=calibrate"):
+        one.intervals()
+    fitted = fit_edge_calibration(*drawn_results(0), data="pond")
+    write_edge_calibration(calibrated, 6, fitted, settings)
+    write_json(calibrated.calibration_file(6), {"temperature": [1.0, 2.0, 0.5, 3.0]} | settings)
+    loaded, plain = load(calibrated.path), load(calibrated.path, calibrated=False)
+    half = fitted.intervals(0.9).half_widths(np.maximum(one.box_stds, 0.1))
+    for detector in (loaded, plain):
+        detector.__dict__["_step"] = predictor._step
+        found = detector(image)
+        np.testing.assert_allclose(found.intervals().upper, one.boxes + half, rtol=1e-5)
+    assert not np.allclose(loaded(image).box_stds, one.box_stds)
+    assert loaded.with_settings(score_threshold=0.3).edge_calibration is None
 
 
 def test_a_shipped_folder(workdir, predictor, tmp_path):
