@@ -39,12 +39,13 @@ class Bounds:
     box_error: float
 
 
-# A float32 product on the device differs from the CPU's in the order of its sums alone. TF32 has 10 and bfloat16 7 bits
-# of mantissa: proposals change places, so a few boxes have other voters, and the bound is on the median box.
+# In float32 the device differs from the CPU only in the order of its sums. On a CPU, changes of 3e-6 of every parameter
+# moved the boxes of ResNet-50-FPN by up to 0.0006 px. Changes of 5e-4, TF32's rounding, moved nine of ten boxes by up
+# to 0.07 px, and bfloat16 by up to 0.35 px. There, a different proposal among the voters moved a single box by 79 px.
 BOUNDS = {
     "float32": Bounds(loss=1e-4, box_quantile=1.0, box_error=0.01),
-    "tf32": Bounds(loss=1e-2, box_quantile=0.5, box_error=0.5),
-    "bfloat16": Bounds(loss=5e-2, box_quantile=0.5, box_error=4.0),
+    "tf32": Bounds(loss=5e-3, box_quantile=0.9, box_error=0.5),
+    "bfloat16": Bounds(loss=3e-2, box_quantile=0.9, box_error=2.0),
 }
 
 
@@ -73,7 +74,7 @@ def run_steps(detector: Detector, train_step: Callable, eval_step: Callable, *, 
     """
     batch = detector.batch(IMAGES)
     detections = jax.device_get(eval_step(detector.params, batch)[""])
-    state = jax.device_put(detector.first_state(), detector.device)
+    state = detector.first_state_on_device()
     scalars, losses = {}, []
     for _ in range(steps):
         state, found = train_step(state, batch)
