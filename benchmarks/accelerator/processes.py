@@ -44,7 +44,7 @@ class Run:
 
 @dataclasses.dataclass
 class Collected:
-    """What the processes have written.
+    """Results of the processes so far.
 
     Attributes:
         outcomes: outcome of each cell by its name.
