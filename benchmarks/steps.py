@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -80,17 +79,21 @@ def param_shapes(model: GeneralizedRCNN, batch: Batch) -> dict[str, Any]:
     return jax.eval_shape(init, leaves)
 
 
-def random_params(shapes: dict[str, Any]) -> dict[str, Any]:
+def random_params(shapes: dict[str, Any], factors: Mapping[str, float] = FACTORS) -> dict[str, Any]:
     """Returns parameters under which activations keep their size, and proposals and classes differ.
 
     Kernels are normal, with the gain of a rectifier; norms change nothing. The network's own initialization would have
     to be compiled first.
+
+    Args:
+        shapes: of the parameters.
+        factors: on the parameters whose path ends in the key.
     """
     rng = np.random.default_rng(0)
 
     def draw(path: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name = "/".join(path)
-        factor = next((factor for end, factor in FACTORS.items() if name.endswith(end)), 1.0)
+        factor = next((factor for end, factor in factors.items() if name.endswith(end)), 1.0)
         if path[-1] == "kernel":
             fan_in = shape.size // shape.shape[-1]
             values = rng.standard_normal(shape.shape, np.float32) * np.sqrt(2 / fan_in)
@@ -142,7 +145,7 @@ class Step:
         return run
 
 
-def make_step(kind: str, config: ml_collections.ConfigDict, batch: Batch, *, classes: int) -> Step:
+def make_step(kind: str, config: Any, batch: Batch, *, classes: int) -> Step:
     """Returns the step of a whole config on a batch, with random weights; its learning rate is `LEARNING_RATE`."""
     model, mesh = build_model(config.model, num_classes=classes), distributed.make_mesh()
     params = random_params(param_shapes(model, batch))

@@ -53,10 +53,15 @@ def run(output: pathlib.Path, *, minutes: float, tiny: bool) -> int:
     settings = Run(folder=output, tiny=tiny, started=time.time(), seconds=60 * minutes)
     sizes, with_peer = TINY if tiny else FULL, has_peer()
     phases, collected = make_phases(sizes, has_peer=with_peer), Collected()
-    facts: dict[str, Any] = {"tiny": tiny, "minutes allowed": minutes, **describe_host(ROOT)}
+    command = f"python -m benchmarks.accelerator --minutes={minutes:g}" + " --tiny" * tiny
+    facts: dict[str, Any] = {"command": command, **describe_host(ROOT)}
     notes = (
         [] if with_peer else ["torch and torchvision are not installed, so nothing was compared with them."]
     )
+    if tiny:
+        notes.append(
+            "A tiny run: it shows that everything works, and its speeds say nothing about the goals."
+        )
     for phase in phases:
         run_phase(phase, settings, collected)
         facts["minutes"] = round((time.time() - settings.started) / 60, 2)

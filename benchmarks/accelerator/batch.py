@@ -1,41 +1,23 @@
 """Synthetic images with boxes, equal for our detector and torchvision's."""
 
+import jax
 import numpy as np
 
-from klbox_jax.structures import Batch, GroundTruth
+from benchmarks.steps import make_batch
+from klbox_jax.structures import Batch
 
-OBJECTS = 8
-# Pixels of a cell of one colour.
-CELL = 16
+# Different images of a batch; larger batches repeat them.
+DIFFERENT = 4
 
 
-def make_batch(num_images: int, canvas: tuple[int, int], *, num_classes: int, seed: int = 0) -> Batch:
-    """Returns images of coloured cells with noise, which fill the canvas, and random boxes of many sizes.
+def make_images(num_images: int, canvas: tuple[int, int], *, num_classes: int) -> Batch:
+    """Returns a batch of smooth noise with objects of many sizes, on the host.
 
     Args:
         num_images: batch size.
-        canvas: height and width in pixels, multiples of `CELL`.
+        canvas: height and width in pixels.
         num_classes: without the background.
-        seed: of all random numbers.
     """
-    rng = np.random.default_rng(seed)
-    height, width = canvas
-    cells = rng.uniform(0, 255, (num_images, height // CELL, width // CELL, 3)).astype(np.float32)
-    images = cells.repeat(CELL, axis=1).repeat(CELL, axis=2)
-    images += 20 * rng.standard_normal(images.shape, np.float32)
-    shorter = min(canvas)
-    sides = np.exp(rng.uniform(np.log(shorter / 16), np.log(0.7 * shorter), (num_images, OBJECTS, 2)))
-    corners = rng.uniform(size=sides.shape) * (np.array([width, height]) - sides)
-    return Batch(
-        images=np.clip(images, 0, 255).astype(np.uint8),
-        image_size=np.tile(np.array(canvas, np.int32), (num_images, 1)),
-        scale=np.ones((num_images, 2), np.float32),
-        image_id=np.arange(num_images, dtype=np.int32),
-        valid=np.ones(num_images, bool),
-        gt=GroundTruth(
-            boxes=np.concatenate([corners, corners + sides], axis=-1).astype(np.float32),
-            classes=rng.integers(0, num_classes, (num_images, OBJECTS)).astype(np.int32),
-            is_crowd=np.zeros((num_images, OBJECTS), bool),
-            valid=np.ones((num_images, OBJECTS), bool),
-        ),
-    )
+    batch = make_batch(min(num_images, DIFFERENT), canvas=canvas, classes=num_classes)
+    rows = np.arange(num_images) % DIFFERENT
+    return jax.tree.map(lambda values: values[rows], batch)

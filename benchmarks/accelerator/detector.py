@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh
 
-from benchmarks.accelerator.batch import make_batch
+from benchmarks.accelerator.batch import make_images
 from benchmarks.accelerator.network import NETWORKS, Network
+from benchmarks.steps import param_shapes, random_params
 from klbox_jax.evaluation.eval_step import compile_eval_step
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
@@ -81,7 +81,7 @@ class Detector:
         precision: key of `PRECISIONS`.
         canvas: height and width of the images.
         device: runs the steps.
-        params: its parameters, on the host; see `random_params`.
+        params: its parameters, on the host; see `benchmarks.steps.random_params`.
     """
 
     network: Network
@@ -106,7 +106,7 @@ class Detector:
 
     def batch(self, num_images: int) -> Batch:
         """Returns a synthetic batch, on the host."""
-        return make_batch(num_images, self.canvas, num_classes=self.network.num_classes)
+        return make_images(num_images, self.canvas, num_classes=self.network.num_classes)
 
     def first_state(self) -> TrainState:
         """Returns the state before the first training step, on the host."""
@@ -114,6 +114,10 @@ class Detector:
         shapes = jax.eval_shape(self._optimizer(0.0).init, self.params)
         opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return TrainState(step=np.zeros((), np.int32), params=self.params, opt_state=opt_state)
+
+    def first_state_on_device(self) -> TrainState:
+        """Returns a copy of `first_state` on the device: the training step reuses the memory of its state."""
+        return jax.device_put(self.first_state(), self.device, may_alias=False)
 
     def lower_train_step(self, num_images: int, *, learning_rate: float) -> jax.stages.Lowered:
         """Returns the training step with a constant learning rate, not yet compiled."""
@@ -167,30 +171,8 @@ def build_network(network: Network, dtype: str) -> GeneralizedRCNN:
 def params_of(name: str) -> dict[str, Any]:
     """Returns the random parameters of a network; they depend on neither canvas nor precision."""
     network = NETWORKS[name]
-    model, batch = build_network(network, "float32"), make_batch(1, (64, 64), num_classes=network.num_classes)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, method="init_all_heads"))
-    return random_params(shapes["params"], network.param_factors)
-
-
-def random_params(shapes: dict[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
-    """Returns parameters under which all activations have a size of about 1, and proposals and classes differ.
-
-    Kernels are normal, with the gain of ReLU; norms change nothing. The network's own initialization would have to be
-    compiled first, and its class scores would be nearly equal.
-
-    Args:
-        shapes: of the parameters.
-        factors: on the parameters whose path contains the key.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        factor = next((factor for part, factor in factors.items() if part in "/".join(path)), 1.0)
-        if path[-1] == "kernel":
-            fan_in = shape.size // shape.shape[-1]
-            values = rng.standard_normal(shape.shape, np.float32) * np.sqrt(2 / fan_in)
-        else:
-            values = np.full(shape.shape, path[-1] in ("scale", "var"))
-        return (factor * values).astype(np.float32)
-
-    return unflatten_dict({path: draw(path, shape) for path, shape in flatten_dict(shapes).items()})
+    model, batch = (
+        build_network(network, "float32"),
+        make_images(1, (64, 64), num_classes=network.num_classes),
+    )
+    return random_params(param_shapes(model, batch), network.param_factors)

@@ -31,7 +31,7 @@ def describe_host(root: pathlib.Path) -> dict[str, Any]:
 
 
 def _output_of(command: list[str]) -> str | None:
-    """What a command prints, or None where it does not exist or fails."""
+    """Returns the output of a command, or None if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

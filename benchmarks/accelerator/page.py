@@ -50,7 +50,7 @@ def page_markdown(
         "# Accelerator benchmark",
         "\n".join(f"- {key}: {_text(value)}" for key, value in facts.items()),
         *notes,
-        "## Goals",
+        "## Goals for one H200",
         _goals(goals),
         "## Correctness",
         "Difference from float32 on the device's CPU: losses and the gradient's norm relative to themselves, boxes in "

@@ -1,4 +1,4 @@
-"""Measurements of torchvision's side; the only file here that imports torch.
+"""Measurements of torchvision's side.
 
 The network is `fasterrcnn_resnet50_fpn` with frozen batch norm and three trained stages, in channels-last layout, with
 torchvision's defaults everywhere else. Precisions: float32 without TF32, with TF32, and autocast to bfloat16.
@@ -10,23 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-from benchmarks.accelerator.batch import make_batch
+from benchmarks import torchvision_peer
+from benchmarks.accelerator.batch import make_images
 from benchmarks.accelerator.network import NETWORKS
 from benchmarks.accelerator.outcomes import failure, measured
 from benchmarks.accelerator.plan import COMPILED, Cell
 from benchmarks.accelerator.pooling import make_pooling_inputs
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.accelerator.timing import median_seconds
-from klbox_jax.structures import Batch
 
-# The full network, and one that takes the place of our small one in a tiny run.
-BODIES = {"resnet50_fpn": torchvision.models.resnet50, "small": torchvision.models.resnet18}
 # So small that the weights stay as they are.
 LEARNING_RATE = 1e-6
 # As `param_factors` of our network.
@@ -36,8 +32,7 @@ FACTORS = {"bn3": 0.3, "inner_blocks": 0.1, "rpn.head.bbox_pred": 0.1, "box_pred
 def environment() -> dict[str, Any]:
     """Returns the versions of torch's side."""
     cuda = {"cudnn of torch": torch.backends.cudnn.version(), "cuda of torch": torch.version.cuda}
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {"versions": versions | (cuda if torch.cuda.is_available() else {})}
+    return {"versions": torchvision_peer.versions() | (cuda if torch.cuda.is_available() else {})}
 
 
 def group_cells(cells: Sequence[Cell], sizes: Sizes) -> list[tuple[Cell, ...]]:
@@ -127,10 +122,10 @@ def make_model(cell: Cell, sizes: Sizes) -> nn.Module:
     """Returns the detector on the device, with random weights drawn as ours are."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cell.precision != "float32"
-    torch.manual_seed(0)
-    body = BODIES[sizes.network](weights=None, norm_layer=FrozenBatchNorm2d)
-    model = FasterRCNN(
-        _resnet_fpn_extractor(body, trainable_layers=3),
+    model = torchvision_peer.build(
+        FasterRCNN,
+        seed=0,
+        trainable_layers=3,
         num_classes=NETWORKS[sizes.network].num_classes + 1,
         # The images have this size already.
         min_size=min(sizes.canvas),
@@ -154,12 +149,11 @@ def make_model(cell: Cell, sizes: Sizes) -> nn.Module:
 
 def make_inputs(cell: Cell, sizes: Sizes) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """Returns the images and the targets of our batch as torchvision's detectors take them, on the device."""
-    batch: Batch = make_batch(cell.batch, sizes.canvas, num_classes=NETWORKS[sizes.network].num_classes)
-    images = [_to_device(image).permute(2, 0, 1).float() / 255 for image in batch.images]
-    # Class 0 is the background.
+    batch = make_images(cell.batch, sizes.canvas, num_classes=NETWORKS[sizes.network].num_classes)
+    images = [image.to(device()) for image in torchvision_peer.make_images(batch.images)]
     targets = [
-        {"boxes": _to_device(boxes), "labels": _to_device(classes.astype(np.int64)) + 1}
-        for boxes, classes in zip(batch.gt.boxes, batch.gt.classes, strict=True)
+        {name: value.to(device()) for name, value in target.items()}
+        for target in torchvision_peer.make_targets(batch.gt.boxes, batch.gt.classes)
     ]
     return images, targets
 

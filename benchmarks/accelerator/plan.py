@@ -121,4 +121,6 @@ def _others(sizes: Sizes, side: str) -> tuple[Cell, ...]:
 
 
 def _compiled(sizes: Sizes) -> tuple[Cell, ...]:
+    if not sizes.torch_compile:
+        return ()
     return tuple(headline(sizes, kind, PEER, COMPILED) for kind in ("train", "inference"))

@@ -15,7 +15,7 @@ from benchmarks.accelerator.plan import Cell, Phase
 ROOT = pathlib.Path(__file__).parents[2]
 # Kept for writing the results.
 RESERVED_SECONDS = 5.0
-# A process may finish the measurement that it is at.
+# For a process to finish its last measurement.
 GRACE_SECONDS = 15.0
 # JAX takes its share of the device's memory at once; torch is not running then.
 WORKER_ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "TF_CPP_MIN_LOG_LEVEL": "1"}
@@ -38,13 +38,13 @@ class Run:
     seconds: float
 
     def deadline(self, share: float) -> float:
-        """Returns the time at which a phase has to end."""
-        return self.started + share * (self.seconds - RESERVED_SECONDS)
+        """Returns the time after which a phase begins nothing new."""
+        return self.started + share * (self.seconds - RESERVED_SECONDS - GRACE_SECONDS)
 
 
 @dataclasses.dataclass
 class Collected:
-    """What the processes have written.
+    """Results of the processes so far.
 
     Attributes:
         outcomes: outcome of each cell by its name.

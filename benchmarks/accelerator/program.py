@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from benchmarks.steps import held_bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -15,14 +17,14 @@ class Program:
     Attributes:
         compiled: runs it.
         compile_seconds: while other programs were compiled at the same time.
-        device_bytes: memory of arguments, results and temporary arrays; None where the compiler does not say.
+        device_bytes: memory of arguments, results and temporary arrays.
         xla_flops: operations that XLA counts in the program before its optimization; a loop's body counts once. None
             where it does not say.
     """
 
     compiled: Callable
     compile_seconds: float
-    device_bytes: int | None
+    device_bytes: int
     xla_flops: float | None
 
     def record(self) -> dict[str, Any]:
@@ -49,18 +51,12 @@ def compile_program(lowered: jax.stages.Lowered) -> Program:
     started = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - started
-    return Program(compiled, seconds, _device_bytes(compiled), _xla_flops(lowered))
-
-
-def _device_bytes(compiled: Any) -> int | None:
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
-    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
-    # Donated arguments are results too.
-    return int(sum(parts) - memory.alias_size_in_bytes)
+    return Program(compiled, seconds, held_bytes(compiled), _xla_flops(lowered))
 
 
 def _xla_flops(lowered: jax.stages.Lowered) -> float | None:
-    costs = lowered.cost_analysis() or {}
+    try:
+        costs = lowered.cost_analysis() or {}
+    except (NotImplementedError, RuntimeError):  # the platform has no such analysis
+        return None
     return costs.get("flops")

@@ -17,7 +17,8 @@ class Sizes:
         product_side: rows and columns of the matrices whose product gives the device's rate.
         pooled_images: batch of RoIAlign.
         seconds: longest duration of one timing, after its warm-up.
-        compile_together: number of programs that are compiled at the same time.
+        compile_together: cells whose programs are compiled together, and programs compiled at the same time.
+        torch_compile: measure torchvision with a compiled backbone too.
     """
 
     network: str
@@ -31,6 +32,7 @@ class Sizes:
     pooled_images: int
     seconds: float
     compile_together: int
+    torch_compile: bool
 
 
 FULL = Sizes(
@@ -45,6 +47,7 @@ FULL = Sizes(
     pooled_images=8,
     seconds=3.0,
     compile_together=4,
+    torch_compile=True,
 )
 TINY = Sizes(
     network="small",
@@ -58,4 +61,5 @@ TINY = Sizes(
     pooled_images=1,
     seconds=0.2,
     compile_together=2,
+    torch_compile=False,
 )

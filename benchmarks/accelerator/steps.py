@@ -22,7 +22,7 @@ def make_train_job(cell: Cell, sizes: Sizes, device: jax.Device) -> Job:
 
     def run(programs):
         program = programs["step"]
-        state, batch = jax.device_put((detector.first_state(), detector.batch(cell.batch)), device)
+        state, batch = detector.first_state_on_device(), jax.device_put(detector.batch(cell.batch), device)
         loss = None
 
         def call():

@@ -8,6 +8,7 @@ import importlib
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.accelerator.outcomes import skipped
@@ -18,7 +19,7 @@ from benchmarks.accelerator.sizes import FULL, TINY
 MODULES = {OURS: "benchmarks.accelerator.ours", PEER: "benchmarks.accelerator.peer"}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measures the cells in groups until they are done, or until too little time is left."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=sorted(MODULES), required=True)
@@ -28,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--deadline", type=float, required=True, help="Seconds since the epoch.")
     parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     sizes = TINY if arguments.tiny else FULL
     by_name = {cell.name: cell for cell in all_cells(make_phases(sizes, has_peer=True))}
