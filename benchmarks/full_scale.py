@@ -14,12 +14,12 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from absl import flags
 
+from benchmarks.speed.measure import timed
 from benchmarks.speed.memory import peak_bytes
 from klbox_jax import cli
 from klbox_jax.files import write_json
@@ -67,7 +67,7 @@ def ours(*, train: bool) -> dict[str, float]:
     give_back_freed_memory()
     run = step.runner(compiled)
     del step
-    return {"compile": compile_seconds, "first": _seconds(run), "second": _seconds(run)}
+    return {"compile": compile_seconds, "first": timed(run)(), "second": timed(run)()}
 
 
 def theirs(*, train: bool) -> dict[str, float]:
@@ -85,13 +85,7 @@ def theirs(*, train: bool) -> dict[str, float]:
         run = peer.train_step(model, images, targets, learning_rate=0.02 / 16)
     else:
         run = peer.inference(model, images)
-    return {"first": _seconds(run), "second": _seconds(run)}
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    return {"first": timed(run)(), "second": timed(run)()}
 
 
 # Measurements by name: the function, and its argument `train`.

@@ -21,6 +21,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 from torchvision.transforms import v2
 
+# The threads of one operation.
+use_threads, num_threads = torch.set_num_threads, torch.get_num_threads
 # Standard deviations of the outputs of the last layers after `scale_outputs`: anchors move, classes pass the score
 # threshold, and no loss saturates.
 OUTPUT_STDS = {
@@ -35,16 +37,6 @@ OUTPUT_STDS = {
 def versions() -> dict[str, str]:
     """Returns the versions of torch and torchvision."""
     return {"torch": torch.__version__, "torchvision": torchvision.__version__}
-
-
-def use_threads(count: int) -> None:
-    """Sets the threads of one operation."""
-    torch.set_num_threads(count)
-
-
-def num_threads() -> int:
-    """Returns the threads of one operation."""
-    return torch.get_num_threads()
 
 
 def build(model: type[nn.Module], *, seed: int, trainable_layers: int, **sizes: Any) -> nn.Module:

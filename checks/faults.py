@@ -12,6 +12,7 @@ After each kill every checkpoint that should exist is read, and every JSON file.
 faults.json, and exits with 1 if anything was lost, half-written or different.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -266,10 +267,8 @@ class Faults:
             time.sleep(0.001)
 
     def _wait(self, process: subprocess.Popen, seconds: float) -> None:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return
 
     def _expect(self, process: subprocess.Popen, status: int) -> None:
         if process.wait(PATIENCE) != status:

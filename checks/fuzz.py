@@ -39,7 +39,7 @@ from klbox_jax.files import write_json
 
 MEMORY = 2**30
 CASES_OF_A_WORKER = 2000
-# A worker without an answer for so many seconds, its imports included, hangs where no signal reaches it.
+# Seconds without an answer, imports included, after which a worker hangs where no signal reaches it.
 PATIENCE = 80.0
 WORKERS = 2
 

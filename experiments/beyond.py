@@ -147,9 +147,8 @@ def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
     job = runs.job_of(config, workdir / "beyond" / "choose")
     step, params = restore_params(network / "checkpoints")
     if step != job.total_steps:
-        raise ValueError(
-            f"{network} is at step {step} of {job.total_steps}; finish it with {table1_command(workdir)}"
-        )
+        command = table1_command(workdir)
+        raise ValueError(f"{network} is at step {step} of {job.total_steps}; finish it with {command}")
     rows = [row_of(name, fields, config) for name, fields in SETTINGS.items()]
     files = {row.name: job.workdir.eval_dir(step) / row.name / "metrics.json" for row in rows}
     settings = {row.name: runs.postprocess_settings(config, row) for row in rows}
@@ -160,7 +159,7 @@ def evaluate_choice(workdir: pathlib.Path) -> list[dict]:
         job.check(missing.values())
         Evaluation(job, missing)(jax.device_put(params, distributed.replicated(job.mesh)), step)
     entries = [
-        row.labels() | {"settings": dict(row.settings)} | read_json(files[row.name]) | {"steps": step}
+        row.labels() | read_json(files[row.name]) | {"settings": dict(row.settings), "steps": step}
         for row in rows
     ]
     return sorted(entries, key=lambda entry: -entry["AP"])
@@ -226,21 +225,17 @@ def report(workdir: pathlib.Path) -> str:
     for row in (row for rows in rows_by_seed for row in rows):
         results = table1.read_detections(row, workdir)
         matched[row["seed"], row["name"]] = match_classes(truth, results)
-        correlations.setdefault(row["name"], []).append(
-            localization_confidences(truth, results).spearman()["score"]
-        )
+        correlation = localization_confidences(truth, results).spearman()["score"]
+        correlations.setdefault(row["name"], []).append(correlation)
     compared = seeds.compare(rows_by_seed, matched, PAIRS)
-    settings = {name: fields_text(fields) for name, fields in REPORTED.items()}
+    meta = runs.meta_of_source(source) | {name: fields_text(fields) for name, fields in REPORTED.items()}
     of_paper = [one for one in compared.differences if (one.row, one.base) == (PAPER, BASELINE)]
-    return seeds.write(
-        compared,
-        workdir / "beyond",
-        name="beyond",
-        meta=runs.meta_of_source(source) | settings,
-        title=f"Beyond Table 1, {source.name}, mean of {len(rows_by_seed)} seeds",
-        further={"spearman": correlations},
-        appendix=hypotheses.markdown(of_paper, correlations, base=BASELINE),
-    )
+    tested = hypotheses.markdown(of_paper, correlations, base=BASELINE)
+    text = f"{seeds.markdown(compared, meta=meta)}\n{tested}"
+    title = f"Beyond Table 1, {source.name}, mean of {len(rows_by_seed)} seeds"
+    result = {"spearman": correlations, **meta}
+    seeds.write(compared, workdir / "beyond", text, meta=result, title=title, name="beyond")
+    return text
 
 
 def main(_: list[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.seeds import Difference
+from experiments.seeds import MEAN_AND_INTERVALS, Difference
 from klbox_jax.evaluation.confidence import student_interval
 from klbox_jax.report import columns
 from klbox_jax.report.columns import Column, interval_text
@@ -33,24 +33,17 @@ def markdown(
     tested.sort(key=lambda one: list(HYPOTHESES).index(one.metric))
     difference_columns = (
         Column("hypothesis", lambda one: f"{one.metric} {HYPOTHESES[one.metric]}"),
-        Column("mean", lambda one: f"{one.mean:+.2f}"),
-        Column("over seeds", lambda one: interval_text(one.seeds), is_text=True),
-        Column("over images", lambda one: interval_text(one.images), is_text=True),
+        *MEAN_AND_INTERVALS,
         Column("holds", lambda one: holds(one, HYPOTHESES[one.metric]), is_text=True),
     )
-    correlation_rows = [
-        [name, *agreement(values, correlations[base])] for name, values in correlations.items()
-    ]
+    headings = ("name", "Spearman", f"less that of {base}", "over seeds")
+    rows = [[name, *agreement(values, correlations[base])] for name, values in correlations.items()]
     return columns.page(
         f"Hypotheses about {tested[0].row} over {tested[0].base}, in points. A hypothesis holds (yes) if both "
         "intervals agree with it, and fails (no) if the mean does not:",
         columns.table(difference_columns, tested),
         "Spearman's rank correlation of score and IoU, over detections that find an object at IoU 0.5:",
-        markdown_table(
-            ("name", "Spearman", f"less that of {base}", "over seeds"),
-            correlation_rows,
-            text_columns=("over seeds",),
-        ),
+        markdown_table(headings, rows, text_columns=headings[3:]),
     )
 
 

@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments import networks, runs
 from experiments.networks import Network
+from experiments.stored_results import paper_value
 from klbox_jax import distributed
 from klbox_jax.data.loader import eval_batches
 from klbox_jax.evaluation.eval_step import compile_eval_step
@@ -28,7 +29,7 @@ from klbox_jax.main import run
 from klbox_jax.report import columns
 from klbox_jax.report.columns import Column
 from klbox_jax.report.paper import PAPER_TABLE4
-from klbox_jax.report.tables import LABELS, marked, meanings
+from klbox_jax.report.tables import LABELS, meanings
 from klbox_jax.train.checkpoints import restore_params
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import current_versions
@@ -88,21 +89,14 @@ def table_rows(seconds: Mapping[str, float], *, batch_size: int) -> list[dict]:
     ]
 
 
-def paper_cell(name: str, *, ratio: bool) -> str:
-    """Returns the paper's milliseconds of a row, or their ratio to the baseline's, with the mark of their source."""
-    value, mark = PAPER_TABLE4.get(name, (None, ""))
-    if value is None:
-        return columns.MISSING
-    return marked(f"{value / PAPER_TABLE4[ROWS[0].name][0]:.2f}" if ratio else f"{value:.0f}", mark)
-
-
 def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
     """Returns the table, with the paper's milliseconds and their ratio."""
     own = [*map(columns.text, LABELS), columns.number("ms", ".2f"), columns.number("ratio", ".3f")]
-    papers = [
-        Column("paper's ms", lambda row: paper_cell(row["name"], ratio=False)),
-        Column("paper's ratio", lambda row: paper_cell(row["name"], ratio=True)),
-    ]
+    cells = {
+        "paper's ms": paper_value(PAPER_TABLE4, ".0f"),
+        "paper's ratio": paper_value(PAPER_TABLE4, ".2f", over=ROWS[0].name),
+    }
+    papers = [Column(heading, lambda row, cell=cell: cell(row["name"])) for heading, cell in cells.items()]
     return columns.page(
         columns.listing(meta),
         "Median milliseconds of an image, from the batch on the device to the detections on it:",

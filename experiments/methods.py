@@ -13,7 +13,6 @@ resumed.
     SEED/NETWORK/             the runs: checkpoints, metrics, detections of every row
 """
 
-import dataclasses
 import functools
 import pathlib
 import time
@@ -157,41 +156,32 @@ def best(rows: Sequence[Mapping], network: str, seed: int) -> Mapping:
     return max((r for r in rows if r["loss"] == network and r["seed"] == seed), key=lambda r: r["AP"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A difference in AP90 between two rows of the same seed, over seeds."""
-
-    name: str
-    differences: tuple[float, ...]
-
-    def cells(self) -> list[str]:
-        """Returns name, each seed's difference, mean, its interval, and yes if all are above 0."""
-        by_seed, mean = "  ".join(f"{value:+.2f}" for value in self.differences), np.mean(self.differences)
-        interval = interval_text(student_interval(self.differences))
-        return [self.name, by_seed, f"{mean:+.2f}", interval, "yes" if min(self.differences) > 0 else "no"]
-
-
-def claims(rows: Sequence[Mapping], seeds: Sequence[int]) -> list[Claim]:
-    """Returns the gains of the losses over smooth-L1, and of each stage of IoU-Net over the one before.
+def claims(rows: Sequence[Mapping], seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Returns, by seed, the gains in AP90 of the losses over smooth-L1, and of IoU-Net's stages over the one before.
 
     A gain is over the seeds for which both networks are trained; one without such a seed is left out.
     """
     trained = {(row["loss"], row["seed"]) for row in rows}
     by_name = {(row["name"], row["seed"]): row["AP90"] for row in rows}
-    differences: dict[str, list[float]] = {}
+    gains: dict[str, list[float]] = {}
     for seed in seeds:
         if ("smooth_l1", seed) not in trained:
             continue
         base = best(rows, "smooth_l1", seed)["AP90"]
         for network in VARIANCE_LOSSES:
             if (network, seed) in trained:
-                name = f"{network} over smooth_l1, best rows"
-                differences.setdefault(name, []).append(best(rows, network, seed)["AP90"] - base)
+                gain = best(rows, network, seed)["AP90"] - base
+                gains.setdefault(f"{network} over smooth_l1, best rows", []).append(gain)
         for name, ours, theirs in IOU_NET_STAGES:
             if ("iou_net", seed) in trained:
-                gain = by_name[ours, seed] - by_name[theirs, seed]
-                differences.setdefault(name, []).append(gain)
-    return [Claim(name, tuple(gains)) for name, gains in differences.items()]
+                gains.setdefault(name, []).append(by_name[ours, seed] - by_name[theirs, seed])
+    return gains
+
+
+def claim_cells(name: str, gains: Sequence[float]) -> list[str]:
+    """Returns the name, the gain of each seed, their mean, its interval, and yes if all are above 0."""
+    by_seed, interval = "  ".join(f"{gain:+.2f}" for gain in gains), interval_text(student_interval(gains))
+    return [name, by_seed, f"{np.mean(gains):+.2f}", interval, "yes" if min(gains) > 0 else "no"]
 
 
 def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> str:
@@ -221,7 +211,7 @@ def table_markdown(rows: Sequence[Mapping], *, meta: Mapping[str, object]) -> st
     differences = claims(rows, seeds)
     if differences:
         headings = ("difference", "by seed", "mean", "95 % interval", "all above 0")
-        cells = [claim.cells() for claim in differences]
+        cells = [claim_cells(*claim) for claim in differences.items()]
         parts += [
             f"Differences in AP90 by seed ({', '.join(map(str, seeds))} where trained):",
             markdown_table(headings, cells, text_columns=(headings[1], *headings[3:])),

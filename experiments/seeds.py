@@ -149,6 +149,14 @@ def paired_differences(
     return found
 
 
+# Columns of a difference.
+MEAN_AND_INTERVALS = (
+    Column("mean", lambda one: f"{one.mean:+.2f}"),
+    Column("over seeds", lambda one: interval_text(one.seeds), is_text=True),
+    Column("over images", lambda one: interval_text(one.images), is_text=True),
+)
+
+
 def mean_and_std(metric: str) -> Column:
     """Returns a column with the mean of a metric and, over several seeds, its standard deviation."""
 
@@ -169,10 +177,7 @@ def markdown(compared: Comparison, *, meta: Mapping[str, object]) -> str:
     difference_columns = (
         Column("difference", lambda one: f"{one.row} - {one.base}"),
         Column("metric", lambda one: one.metric, is_text=True),
-        Column("mean", lambda one: f"{one.mean:+.2f}"),
-        Column("over seeds", lambda one: interval_text(one.seeds), is_text=True),
-        Column("over images", lambda one: interval_text(one.images), is_text=True),
-        Column("both above 0", above, is_text=True),
+        *(*MEAN_AND_INTERVALS, Column("both above 0", above, is_text=True)),
     )
     return columns.page(
         columns.listing(meta),
@@ -186,23 +191,9 @@ def markdown(compared: Comparison, *, meta: Mapping[str, object]) -> str:
 
 
 def write(
-    compared: Comparison,
-    folder: pathlib.Path,
-    *,
-    meta: Mapping[str, object],
-    title: str,
-    name: str = "table",
-    further: Mapping[str, object] | None = None,
-    appendix: str = "",
-) -> str:
-    """Writes NAME.json, NAME.md and ap_over_iou.png, and returns the text of NAME.md.
-
-    `meta` are the facts that all rows share, `title` is that of the plot; NAME.json also has the entries `further`, and
-    NAME.md ends with `appendix`.
-    """
-    text = markdown(compared, meta=meta) + (f"\n{appendix}" if appendix else "")
+    compared: Comparison, folder: pathlib.Path, text: str, *, meta: Mapping, title: str, name: str = "table"
+) -> None:
+    """Writes NAME.json with the rows, the differences and `meta`, NAME.md with the text, and ap_over_iou.png."""
     differences = [one.to_dict() for one in compared.differences]
-    result = {"rows": compared.means, "differences": differences, **(further or {}), **meta}
-    runs.write_result(folder, result, text, name=name)
+    runs.write_result(folder, {"rows": compared.means, "differences": differences, **meta}, text, name=name)
     plot_ap_over_iou(compared.means, folder / "ap_over_iou.png", title=title)
-    return text

@@ -17,7 +17,7 @@ from klbox_jax.report.paper import Cell
 from klbox_jax.report.tables import marked, paper_cells
 
 RESULTS = pathlib.Path(__file__).parents[1] / "docs/results"
-# Parts of the metrics of a row of which the rows by seed keep the numbers, without the tables by class, edge and level.
+# Metrics with tables by class, edge and level, without which the rows by seed are stored.
 SUMMARIZED = ("LRP", "PDQ", "uncertainty")
 
 Cells = Callable[[Any], str]
@@ -25,12 +25,10 @@ Columns = Mapping[str, Cells] | Sequence[tuple[str, Cells]]
 
 
 def store(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Writes the result in a workdir as docs/results/NAME.json, and returns that file.
+    """Writes the table.json of a workdir as docs/results/NAME.json, and returns that file.
 
     The rows of each seed, where there are several, are added as `by_seed`. The plot of AP over IoU, if there is one, is
     written as NAME.png.
-
-    Raises FileNotFoundError if the workdir has no table.json.
     """
     result = read_json(workdir / "table.json")
     by_seed = [row for file in sorted(workdir.glob("seed*/table.json")) for row in read_json(file)["rows"]]
@@ -42,9 +40,8 @@ def store(workdir: pathlib.Path, name: str) -> pathlib.Path:
     if plot.exists():
         # A palette of 128 colors is enough for a plot, and takes a quarter of the bytes.
         with Image.open(plot) as image:
-            image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-                path.with_suffix(".png"), optimize=True
-            )
+            small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(path.with_suffix(".png"), optimize=True)
     return path
 
 

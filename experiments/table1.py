@@ -96,7 +96,8 @@ def write_seeds(rows_by_seed: list[list[dict]], workdir: pathlib.Path) -> None:
     }
     compared = seeds.compare(rows_by_seed, matched, PAIRS)
     title = f"Table 1, {source.name}, mean of {len(rows_by_seed)} seeds"
-    seeds.write(compared, workdir, meta=runs.meta_of_source(source), title=title)
+    meta = runs.meta_of_source(source)
+    seeds.write(compared, workdir, seeds.markdown(compared, meta=meta), meta=meta, title=title)
 
 
 def seed_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:

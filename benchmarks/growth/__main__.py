@@ -118,8 +118,8 @@ def measure_axis(axis: Axis, kind: str, *, quick: bool) -> dict[str, Any]:
     runs = {"clock": clock, "seconds": SECONDS[quick], "fewest": FEWEST_RUNS[quick]}
     # The last one is lowered already.
     costs = {setting: programs.measure(kind, setting, **runs) for setting in reversed(settings)}
-    columns = {name: [getattr(costs[setting], name) for setting in settings] for name in tables.QUANTITIES}
-    growth = {name: dataclasses.asdict(fit_growth(sizes, column)) for name, column in columns.items()}
+    columns = {name: [costs[setting][name] for setting in settings] for name in tables.QUANTITIES}
+    growth = {name: fit_growth(sizes, column) for name, column in columns.items()}
     return record | {"enters": True, "costs": columns, "growth": growth}
 
 
@@ -131,7 +131,7 @@ def extrapolation(work: Work, gathered: float) -> list[dict]:
         gathering = dataclasses.replace(work, gathered_bytes=gathered)
         name = f"{CHIPS[0].name}, gathering"
         rows += [(name, extrapolate(CHIPS[0], gathering, devices)) for devices in FLEET]
-    return [{"chip": name} | dataclasses.asdict(step) for name, step in rows]
+    return [{"chip": name} | step for name, step in rows]
 
 
 def write(output: pathlib.Path, result: Mapping[str, Any]) -> None:

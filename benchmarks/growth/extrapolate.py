@@ -58,25 +58,6 @@ ASSUMED = Assumed()
 REFERENCE_BATCH, REFERENCE_RATE, REFERENCE_STEPS = 16, 0.02, 90_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A row of the table."""
-
-    devices: int  # that share the batch
-    batch: int  # images of a step
-    compute: float  # seconds of arithmetic
-    reduce: float  # seconds of the gradients' ring, including the hidden share
-    gather: float  # seconds of the other ring
-    total: float  # seconds of a step
-    efficiency: float  # `compute` over `total`: 1 is linear scaling
-    images_per_second: float  # of all devices
-    host_cores: float  # cores that each host needs for its images
-    learning_rate: float  # by the linear rule
-    steps: int  # of the 1x schedule
-    training_hours: float  # of these steps
-    evaluation_seconds: float  # of the forward passes, without gathering and matching on one host
-
-
 def ring(num_bytes: float, devices: int, *, rounds: int, bandwidth: float, latency: float) -> float:
     """Returns the seconds of a ring of devices (Patarasuk and Yuan 2009): `n - 1` hops of a share `1 / n` a round.
 
@@ -85,12 +66,11 @@ def ring(num_bytes: float, devices: int, *, rounds: int, bandwidth: float, laten
     return rounds * (devices - 1) * (num_bytes / devices / bandwidth + latency)
 
 
-def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSUMED) -> Step:
-    """Returns the step on a number of devices, each with the same number of images.
+def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSUMED) -> dict[str, float]:
+    """Returns the step on a number of devices, each with the same number of images: a row of the table.
 
-    A ring is as fast as its slowest link: a far one, if there is more than one host.
-
-    Raises ValueError if there are more devices than the chip can be connected to.
+    A ring is as fast as its slowest link: a far one, if there is more than one host. Raises ValueError if there are
+    more devices than the chip can be connected to.
     """
     if not 1 <= devices <= chip.most_devices:
         raise ValueError(f"{chip.name} is wired for 1 to {chip.most_devices} devices, not {devices}")
@@ -106,18 +86,21 @@ def extrapolate(chip: Chip, work: Work, devices: int, *, assumed: Assumed = ASSU
     total = compute + (1 - assumed.overlap) * reduce + gather
     images_per_second = batch / total
     steps = round(REFERENCE_STEPS * REFERENCE_BATCH / batch)
-    return Step(
-        devices=devices,
-        batch=batch,
-        compute=compute,
-        reduce=reduce,
-        gather=gather,
-        total=total,
-        efficiency=compute / total,
-        images_per_second=images_per_second,
-        host_cores=images_per_second / math.ceil(devices / chip.devices_per_host) * assumed.core_seconds,
-        learning_rate=REFERENCE_RATE * batch / REFERENCE_BATCH,
-        steps=steps,
-        training_hours=steps * total / 3600,
-        evaluation_seconds=math.ceil(assumed.evaluation_images / devices) * work.forward_flops / speed,
-    )
+    rounds = math.ceil(assumed.evaluation_images / devices)
+    return {
+        "devices": devices,  # that share the batch
+        "batch": batch,  # images of a step
+        "compute": compute,  # seconds of arithmetic
+        "reduce": reduce,  # seconds of the gradients' ring, including the hidden share
+        "gather": gather,  # seconds of the other ring
+        "total": total,  # seconds of a step
+        "efficiency": compute / total,  # 1 is linear scaling
+        "images_per_second": images_per_second,  # of all devices
+        "host_cores": images_per_second / math.ceil(devices / chip.devices_per_host) * assumed.core_seconds,
+        "learning_rate": REFERENCE_RATE * batch / REFERENCE_BATCH,  # by the linear rule
+        "steps": steps,  # of the 1x schedule
+        "training_hours": steps * total / 3600,
+        "evaluation_seconds": rounds
+        * work.forward_flops
+        / speed,  # without gathering and matching on one host
+    }

@@ -1,6 +1,5 @@
 """Exponents of the growth of a cost with a size, from measured points."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,19 +12,13 @@ LEAST_SHARE = 0.1
 EXPONENTS = np.arange(0.1, 3.001, 0.01)
 
 
-@dataclasses.dataclass(frozen=True)
-class Growth:
-    """Three exponents of one growth; 1 is linear."""
+def fit_growth(sizes: Sequence[float], costs: Sequence[float]) -> dict[str, float | None]:
+    """Returns three exponents of costs at sizes; 1 is linear.
 
-    exponent: float  # slope of the least-squares line through the logarithms of all points
-    last_doubling: float  # slope between the last two points, where the constant part weighs least
-    # `p` of the best `c + a * size^p` with `c` and `a` not negative, by the squared relative errors; None where that
-    # part is below `LEAST_SHARE` of the last cost.
-    beyond_constant: float | None
-
-
-def fit_growth(sizes: Sequence[float], costs: Sequence[float]) -> Growth:
-    """Returns the exponents of costs at sizes.
+    `exponent` is the slope of the least-squares line through the logarithms of all points, `last_doubling` the slope
+    between the last two points, where the constant part weighs least. `beyond_constant` is `p` of the best
+    `c + a * size^p` with `c` and `a` not negative, by the squared relative errors; None where that part is below
+    `LEAST_SHARE` of the last cost.
 
     Raises ValueError if there are fewer than three points, the sizes do not ascend, or a cost is not positive.
     """
@@ -33,12 +26,11 @@ def fit_growth(sizes: Sequence[float], costs: Sequence[float]) -> Growth:
     if len(x) < 3 or len(x) != len(y) or (np.diff(x) <= 0).any() or not (y > 0).all():
         raise ValueError(f"a growth needs three ascending sizes and positive costs, not {sizes} and {costs}")
     log_x, log_y = np.log(x), np.log(y)
-    last = (log_y[-1] - log_y[-2]) / (log_x[-1] - log_x[-2])
-    return Growth(
-        exponent=float(np.polyfit(log_x, log_y, 1)[0]),
-        last_doubling=float(last),
-        beyond_constant=_beyond_constant(x / x[-1], y / y[-1]),
-    )
+    return {
+        "exponent": float(np.polyfit(log_x, log_y, 1)[0]),
+        "last_doubling": float((log_y[-1] - log_y[-2]) / (log_x[-1] - log_x[-2])),
+        "beyond_constant": _beyond_constant(x / x[-1], y / y[-1]),
+    }
 
 
 def _beyond_constant(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -24,15 +24,6 @@ class Program:
     digest: str  # of its StableHLO text: programs of one digest are the same
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The cost of a step on one machine."""
-
-    seconds: float  # of one step, the median
-    compile_seconds: float  # of tracing, lowering and compiling it
-    bytes: int  # see `held_bytes`
-
-
 # The base, and the setting that was compared with it and is measured next.
 @functools.lru_cache(maxsize=2)
 def lower(kind: str, setting: Setting, *, clock: Callable[[], float] = time.perf_counter) -> Program:
@@ -48,8 +39,11 @@ def lower(kind: str, setting: Setting, *, clock: Callable[[], float] = time.perf
 
 
 @functools.cache
-def measure(kind: str, setting: Setting, *, clock: Callable[[], float], seconds: float, fewest: int) -> Cost:
+def measure(kind: str, setting: Setting, *, clock: Callable[[], float], seconds: float, fewest: int) -> dict:
     """Compiles a step, runs it for some seconds and at least `fewest` times, and returns its cost.
+
+    The cost has the median `seconds` of a step, the `compile_seconds` of tracing, lowering and compiling it, and the
+    `bytes` of `held_bytes`.
 
     The clock is `time.perf_counter`, or `time.process_time` for the work of all cores, without that of other programs.
     Raises FloatingPointError if the loss is not finite.
@@ -65,4 +59,5 @@ def measure(kind: str, setting: Setting, *, clock: Callable[[], float], seconds:
         started = clock()
         run()
         times.append(clock() - started)
-    return Cost(float(np.median(times)), compile_seconds, held_bytes(compiled))
+    seconds_of_step = float(np.median(times))
+    return {"seconds": seconds_of_step, "compile_seconds": compile_seconds, "bytes": held_bytes(compiled)}

@@ -19,24 +19,19 @@ CONFIG, CLASSES = "faster_rcnn_resnet50_fpn", 80
 
 @functools.cache
 def full_scale_work() -> Work:
-    """Returns the operations of R50-FPN on its largest canvas and the bytes of its gradients; nothing is gathered."""
+    """Returns the operations of R50-FPN on its largest canvas, and the bytes of the gradients of what is trained."""
     config = model_report.get_config(CONFIG)
     numbers = model_report.measure(config, num_classes=CLASSES)
-    return Work(
-        step_flops=numbers["step_flops"],
-        forward_flops=numbers["forward_flops"],
-        gradient_bytes=trained_bytes(config, classes=CLASSES),
-        gathered_bytes=0.0,
-    )
-
-
-def trained_bytes(config: ml_collections.ConfigDict, *, classes: int) -> int:
-    """Returns the bytes of the parameters that are not frozen."""
-    model = build_model(config.model, num_classes=classes)
+    model = build_model(config.model, num_classes=CLASSES)
     params = param_shapes(model, model_report.example_batch(config.data))
     labels = label_frozen(config.optimizer.frozen)(params)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained")
+    return Work(
+        step_flops=numbers["step_flops"],
+        forward_flops=numbers["forward_flops"],
+        gradient_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained"),
+        gathered_bytes=0.0,
+    )
 
 
 def gathered_bytes(records: Sequence[Mapping]) -> float:

@@ -88,7 +88,7 @@ def main(_: list[str]) -> None:
     for measure in measures:
         pairs = min(QUICK_PAIRS, measure.pairs) if _QUICK.value else measure.pairs
         values = run_in_turn(measure.prepare(), pairs=pairs, seconds=measure.seconds, warm_up=measure.warm_up)
-        entry = record(measure, values)
+        entry = record(measure, *values)
         records.append(entry)
         seconds = time.perf_counter() - started
         print(f"{seconds:5.0f} s  {measure.name}: {entry['ratio']:.4g}, {entry['mark']}", flush=True)

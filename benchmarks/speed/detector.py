@@ -1,7 +1,6 @@
 """Faster R-CNN with ResNet-50-FPN: its training step and its inference, in the setting of the measures."""
 
 import functools
-import time
 from collections.abc import Callable
 
 import jax
@@ -117,13 +116,9 @@ def fastest_product() -> Callable[[], object]:
     else:
         tensor = torch.from_numpy(matrix)
         products["torch"] = lambda: tensor @ tensor
-    seconds = {}
-    for name, product in products.items():
+    for product in products.values():
         product()
-        started = time.perf_counter()
-        product()
-        seconds[name] = time.perf_counter() - started
-    return products[min(seconds, key=seconds.get)]
+    return min(products.values(), key=lambda product: timed(product)())
 
 
 def inference() -> Sides:

@@ -44,16 +44,10 @@ class Measure:
         return self.against.startswith("torchvision's")
 
 
-@dataclasses.dataclass(frozen=True)
-class Values:
-    """The values that the sides returned, pair by pair."""
-
-    ours: tuple[float, ...]
-    peer: tuple[float, ...]
-
-
-def run_in_turn(sides: Sides, *, pairs: int, seconds: float, warm_up: bool) -> Values:
-    """Returns the values of both sides, run in turn, so that what slows the machine slows both.
+def run_in_turn(
+    sides: Sides, *, pairs: int, seconds: float, warm_up: bool
+) -> tuple[list[float], list[float]]:
+    """Returns the values of ours and of the peer, run in turn, so that what slows the machine slows both.
 
     The side that is first changes from pair to pair. At least `FEWEST_PAIRS` are run, or `pairs` if that is less.
     """
@@ -67,7 +61,7 @@ def run_in_turn(sides: Sides, *, pairs: int, seconds: float, warm_up: bool) -> V
         turns = [(ours, sides.ours), (peer, sides.peer)]
         for values, side in reversed(turns) if len(ours) % 2 else turns:
             values.append(side())
-    return Values(tuple(ours), tuple(peer))
+    return ours, peer
 
 
 def timed(function: Callable[[], Any], *, calls: int = 1, share: float = 1.0) -> Callable[[], float]:

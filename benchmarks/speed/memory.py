@@ -54,6 +54,4 @@ def _peak_of(side: str) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in SIDES:
-        sys.exit(f"write {' or '.join(SIDES)} behind the module's name")
     train_and_print(sys.argv[1])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.speed.measure import Measure, Values
+from benchmarks.speed.measure import Measure
 from klbox_jax.evaluation.confidence import ratio_interval, ratio_of_medians
 from klbox_jax.report import columns
 from klbox_jax.report.columns import Column, interval_text, number, text
@@ -13,22 +13,20 @@ NOTES = """Medians of runs in turn. The ratio is ours over the other side's, so 
 bootstrap over the pairs. FAIL: the ratio is above its limit. PASS: it is not. GOAL: it also reaches the goal."""
 
 
-def record(measure: Measure, values: Values) -> dict:
+def record(measure: Measure, ours: Sequence[float], peer: Sequence[float]) -> dict:
     """Returns the entry of speed.json for a measure.
 
     Raises ValueError if the ratio is not a positive finite number.
     """
-    ratio = ratio_of_medians(values.ours, values.peer)
+    ratio = ratio_of_medians(ours, peer)
     if not (np.isfinite(ratio) and ratio > 0):
-        raise ValueError(
-            f"{measure.name} has the ratio {ratio}, of {values.ours} over {values.peer}; it must be positive"
-        )
+        raise ValueError(f"{measure.name} has the ratio {ratio}, of {ours} over {peer}; it must be positive")
     return {key: getattr(measure, key) for key in ("name", "against", "must", "goal", "unit")} | {
-        "ours": float(np.median(values.ours)),
-        "peer": float(np.median(values.peer)),
+        "ours": float(np.median(ours)),
+        "peer": float(np.median(peer)),
         "ratio": ratio,
-        "interval": list(ratio_interval(values.ours, values.peer)),
-        "pairs": len(values.ours),
+        "interval": list(ratio_interval(ours, peer)),
+        "pairs": len(ours),
         "mark": "FAIL" if ratio > measure.must else "GOAL" if ratio <= measure.goal else "PASS",
     }
 

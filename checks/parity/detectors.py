@@ -12,9 +12,10 @@ from flax.traverse_util import flatten_dict
 from benchmarks import torchvision_peer
 from checks.parity import peer
 from checks.parity.comparison import Comparison, largest
-from checks.parity.inputs import load, make_batch, make_config
+from checks.parity.inputs import load, make_batch
 from checks.parity.stages import compare_backbone, compare_end_to_end, compare_heads, compare_rpn
 from checks.parity.training import compare_training
+from configs import torchvision as preset
 from klbox_jax.models.vgg import VGG16
 from klbox_jax.weights.convert import load_weights
 
@@ -27,7 +28,8 @@ BACKGROUND_BOX, BACKGROUND_MASK = 4 * (1024 + 1), 256 + 1
 def compare_detector(name: str, *, seed: int, folder: pathlib.Path) -> Iterator[Comparison]:
     """Compares one of torchvision's detectors with ours, loaded from its state dict."""
     theirs = peer.build(name, seed=seed, rois_per_image=ROIS_PER_IMAGE)
-    config = make_config(name, rois_per_image=ROIS_PER_IMAGE)
+    config = preset.get_config(f"model={name}")
+    config.model.roi_heads.batch_size_per_image = ROIS_PER_IMAGE
     fields = config.model.to_dict() | {part: config[part].to_dict() for part in ("postprocess", "data")}
     for field, value in peer.hyper_parameters(theirs).items():
         ours = functools.reduce(lambda record, part: record[part], field.split("."), fields)

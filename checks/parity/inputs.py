@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from configs import torchvision as preset
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
@@ -49,13 +48,6 @@ def load(config: ml_collections.ConfigDict, path: pathlib.Path, *, seed: int) ->
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     params, num_loaded = read(fresh, path, model)
     return Ours(config, model, params, batch, num_loaded)
-
-
-def make_config(name: str, *, rois_per_image: int) -> ml_collections.ConfigDict:
-    """Returns the preset with fewer sampled RoIs."""
-    config = preset.get_config(f"model={name}")
-    config.model.roi_heads.batch_size_per_image = rois_per_image
-    return config
 
 
 def make_batch(seed: int) -> Batch:

@@ -17,8 +17,8 @@ from klbox_jax.evaluation.edge_calibration import EdgeCalibration
 from klbox_jax.evaluation.masks import paste_mask
 from klbox_jax.files import write_json
 from klbox_jax.report.pictures import LabeledBoxes, draw_detections
-from klbox_jax.serving.images import read_image
 from klbox_jax.serving.edge_intervals import EdgeIntervals, calibrated, edge_intervals
+from klbox_jax.serving.images import read_image
 from klbox_jax.structures import Detections
 
 _EDGES = ("x1", "y1", "x2", "y2")

@@ -97,15 +97,16 @@ def train(
                 metrics.flush()
                 checkpoints.save(state)
             if stopped_by:
-                raise Preempted(
-                    stopped_by,
-                    f"{job.workdir.path} is at step {step} of {job.total_steps}, which is saved; the same command "
-                    "goes on from there",
-                )
+                raise Preempted(stopped_by, _saved_at(job, step))
             if evaluation.is_due(step) and evaluation(state.params, step):
                 break
         logging.info("%d traces of the training step", train_step.num_traces)
         return state
+
+
+def _saved_at(job: Job, step: int) -> str:
+    where = f"{job.workdir.path} is at step {step} of {job.total_steps}"
+    return f"{where}, which is saved; the same command goes on from there"
 
 
 def training_seconds(job: Job) -> float:

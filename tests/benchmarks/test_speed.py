@@ -11,7 +11,7 @@ import pytest
 from benchmarks import flops
 from benchmarks.speed import coco_evaluation, measure, pipeline, roi_align, suppression
 from benchmarks.speed.__main__ import MEASURES
-from benchmarks.speed.measure import Measure, Sides, Values, choose, plan_text, run_in_turn, timed
+from benchmarks.speed.measure import Measure, Sides, choose, plan_text, run_in_turn, timed
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.table import quantity, record, records_table
 from klbox_jax.data.coco import CocoSource
@@ -27,11 +27,11 @@ def make_measure(name="step", against="a peer", **fields):
     ("ratio", "expected"), [(1.001, "FAIL"), (1.0, "PASS"), (0.81, "PASS"), (0.8, "GOAL")]
 )
 def test_marks(ratio, expected):
-    assert record(make_measure(), Values(ours=(ratio,), peer=(1.0,)))["mark"] == expected
+    assert record(make_measure(), (ratio,), (1.0,))["mark"] == expected
 
 
 def test_the_record_and_the_table():
-    entry = record(make_measure(), Values(ours=(0.2, 0.1, 0.3), peer=(0.4, 0.4, 0.4)))
+    entry = record(make_measure(), (0.2, 0.1, 0.3), (0.4, 0.4, 0.4))
     low, high = entry.pop("interval")
     assert low == 0.25
     assert high == pytest.approx(0.75)
@@ -58,7 +58,7 @@ def test_the_record_and_the_table():
 @pytest.mark.parametrize("ours", [(0.0,), (float("nan"),)])
 def test_a_ratio_is_never_missing(ours):
     with pytest.raises(ValueError, match=r"step has the ratio .*; it must be positive"):
-        record(make_measure(), Values(ours=ours, peer=(1.0,)))
+        record(make_measure(), ours, (1.0,))
 
 
 def test_quantities_are_shown_in_units_of_their_size():
@@ -73,7 +73,7 @@ def test_the_sides_take_turns_and_change_places():
     sides = Sides(ours=lambda: order.append("ours") or 1.0, peer=lambda: order.append("peer") or 2.0)
     values = run_in_turn(sides, pairs=3, seconds=60.0, warm_up=True)
     assert " ".join(order) == "ours peer ours peer peer ours ours peer"
-    assert values == Values(ours=(1.0,) * 3, peer=(2.0,) * 3)
+    assert values == ([1.0] * 3, [2.0] * 3)
 
 
 def test_no_pair_begins_after_the_time_is_up_but_for_the_fewest(monkeypatch):
@@ -81,9 +81,9 @@ def test_no_pair_begins_after_the_time_is_up_but_for_the_fewest(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     sides = Sides(ours=lambda: 1.0, peer=lambda: 2.0)
     # The clock is read before the first pair, and before every one behind the fewest: 10, 20, 30, ...
-    assert len(run_in_turn(sides, pairs=50, seconds=25.0, warm_up=False).ours) == measure.FEWEST_PAIRS + 2
-    assert len(run_in_turn(sides, pairs=50, seconds=5.0, warm_up=False).ours) == measure.FEWEST_PAIRS
-    assert len(run_in_turn(sides, pairs=1, seconds=5.0, warm_up=False).ours) == 1
+    assert len(run_in_turn(sides, pairs=50, seconds=25.0, warm_up=False)[0]) == measure.FEWEST_PAIRS + 2
+    assert len(run_in_turn(sides, pairs=50, seconds=5.0, warm_up=False)[0]) == measure.FEWEST_PAIRS
+    assert len(run_in_turn(sides, pairs=1, seconds=5.0, warm_up=False)[0]) == 1
 
 
 def test_a_share_of_the_time(monkeypatch):

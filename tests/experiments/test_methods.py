@@ -141,8 +141,8 @@ def test_differences_are_paired_by_seed():
     ]
     # The best row of smooth-L1 and seed 0 is the second: 9 - 6 = 3; seed 1: 8 - 7 = 1. Mean 2 with a
     # standard error of 1, and the t of one degree of freedom is 12.71.
-    (claim,) = methods.claims(rows, [0, 1])
-    assert claim.cells() == [
+    (claim,) = methods.claims(rows, [0, 1]).items()
+    assert methods.claim_cells(*claim) == [
         "kl over smooth_l1, best rows",
         "+3.00  +1.00",
         "+2.00",
