@@ -61,7 +61,7 @@ def without_empty_hold_out(job: Job, settings: Settings, *, evaluates: bool) -> 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """What a training does besides training.
+    """Options of a training: evaluation, calibration and the handling of a changed config.
 
     Attributes:
         evaluates: evaluate during the training and at its end.
