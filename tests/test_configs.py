@@ -28,7 +28,7 @@ FAMILIES = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
     # torchvision's published detectors have no variants.
-    if path.stem not in ("__init__", "common", "explain", "torchvision")
+    if path.stem not in ("__init__", "base", "common", "explain", "torchvision")
 )
 FULL_SCALE = (
     "faster_rcnn_resnet50_c4",
@@ -411,6 +411,6 @@ def test_the_photographs_config_has_what_messages_tell_to_set():
     assert {"calibration_split", "hold_out", "mask_size", "class_names", "tfds_name"} <= set(data.keys())
     assert get_config("faster_rcnn_mobilenet_v2_fpn", "data=voc").data.name == "voc"
     with pytest.raises(
-        ValueError, match="config argument data='cocoa' is unknown; choose one of coco, voc, tfds"
+        ValueError, match="config argument data='cocoa' is unknown; choose one of auto, coco, voc, yolo, tfds"
     ):
         get_config("faster_rcnn_mobilenet_v2_fpn", "data=cocoa")

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "klbox_jax").rglob("*.py"))
-BASE = {"structures", "distributed", "errors", "files", "compilation"}
+BASE = {"structures", "distributed", "errors", "files", "compilation", "config"}
 NETWORK = BASE | {"ops", "losses", "postprocess", "models"}
 # The programs next to the package, and the programs that each of them may import.
 PROGRAMS = {"experiments": set(), "benchmarks": set(), "checks": {"benchmarks"}}
@@ -19,17 +19,20 @@ MAY_IMPORT = {
     "files": {"errors"},
     "compilation": {"files"},
     "cli": {"errors"},
+    "config": {"errors"},
+    "modes": NETWORK | {"weights", "data", "evaluation", "report", "train", "serving"},
+    "command": {"cli", "config", "data", "distributed", "errors", "main", "modes", "report", "train"},
     "ops": {"structures"},
     "losses": {"structures", "ops"},
     "postprocess": {"structures", "ops", "losses"},
     "models": {"structures", "ops", "losses", "postprocess"},
     "weights": NETWORK,
-    "data": {"structures", "errors", "files"},
+    "data": {"structures", "errors", "files", "config"},
     "evaluation": NETWORK | {"weights", "data"},
     "report": {"data", "evaluation", "errors", "files"},
     "train": NETWORK | {"weights", "data", "evaluation", "report"},
     "serving": NETWORK | {"weights", "data", "evaluation", "report", "train"},
-    "main": NETWORK | {"cli", "weights", "data", "evaluation", "report", "train", "serving"},
+    "main": {"command", "modes", "postprocess", "train"},
 }
 
 

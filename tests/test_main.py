@@ -20,9 +20,8 @@ def error_of(config, tmp_path, mode="train_and_eval"):
     """The error that a program prints in one line before it exits."""
     message = exit_code_of(config, tmp_path / "run", mode)
     assert isinstance(message, str)  # which makes the status 1
-    first, *rest = message.splitlines()
-    assert first.startswith("error: ")
-    assert [line.startswith("(set KLBOX_TRACEBACK=1") for line in rest[-1:]] == [True]
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) == 1
     return message
 
 
@@ -32,14 +31,13 @@ def broken(pond, tmp_path, change):
     path = write_annotations(pond, "train", annotations)
     message = error_of(coco_config(pond), tmp_path)
     assert message.startswith(f"error: {path}: ")
-    assert len(message.splitlines()) == 2
     assert not (tmp_path / "run").exists()
     return message
 
 
 def test_a_missing_folder(tmp_path):
     message = error_of(coco_config(tmp_path / "nowhere"), tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'nowhere'} is not a folder. Check the path")
+    assert message.startswith(f"error: {tmp_path / 'nowhere'} is not a folder. Check")
     assert "config.data.root is empty" in error_of(coco_config(""), tmp_path)
 
 
@@ -101,9 +99,9 @@ def test_other_classes_in_the_evaluation_set(pond, tmp_path):
 def test_a_workdir_of_another_config(pond, tmp_path):
     Workdir(tmp_path / "run").prepare(coco_config(pond).to_dict())
     message = error_of(coco_config(pond, **{"optimizer.learning_rate": 0.5}), tmp_path)
-    assert message.startswith(f"error: {tmp_path / 'run'} belongs to a run with another config:")
+    assert message.startswith(f"error: {tmp_path / 'run'} belongs to a run with another config: ")
     before = coco_config(pond).optimizer.learning_rate
-    assert f"\n  optimizer.learning_rate: was {before}, now 0.5\n" in message
+    assert f" config: optimizer.learning_rate was {before}, now 0.5. Choose another --workdir" in message
 
 
 @pytest.mark.parametrize(
@@ -161,8 +159,9 @@ def test_evaluating_a_folder_without_a_run(pond, tmp_path):
 
 def test_predicting_in_a_folder_without_a_run(pond, tmp_path):
     config = coco_config("", **{"predict.input": str(pond / "train")})
-    first, _ = error_of(config, tmp_path, "predict").splitlines()
-    assert first.startswith(f"error: {tmp_path / 'run'} is not the folder of a run")
+    assert error_of(config, tmp_path, "predict").startswith(
+        f"error: {tmp_path / 'run'} is not the folder of a run"
+    )
 
 
 def test_an_unknown_mode(tmp_path):
@@ -171,7 +170,7 @@ def test_an_unknown_mode(tmp_path):
 
 
 def test_training_keeps_the_classes(pond, tmp_path, monkeypatch):
-    monkeypatch.setattr("klbox_jax.main.train", lambda job, **arguments: None)
+    monkeypatch.setattr("klbox_jax.modes.train", lambda job, claim, **arguments: claim())
     assert run(coco_config(pond), str(tmp_path / "run"), "train") == {}
     assert read_json(tmp_path / "run" / "classes.json") == {
         "names": ["fish", "ray"],
@@ -189,8 +188,8 @@ def test_a_traceback_on_request(tmp_path, monkeypatch):
         report_user_errors(lambda argv: run(coco_config(""), str(tmp_path / "run"), "train"))(["program"])
 
 
-def command_line(*arguments):
-    _, stderr = run_python("-m", "klbox_jax.main", *arguments, status=1)
+def command_line(*arguments, status=1):
+    _, stderr = run_python("-m", "klbox_jax.main", *arguments, status=status)
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, stderr
     assert "Traceback" not in stderr
@@ -202,8 +201,9 @@ def test_the_command_line_refuses_an_unknown_field(tmp_path):
         "--config=configs/scenes.py:loss=kl",
         f"--workdir={tmp_path / 'run'}",
         "--config.optimizer.lerning_rate=0.1",
+        status=2,
     )
-    assert "lerning_rate" in line
+    assert "no field optimizer.lerning_rate; the closest is optimizer.learning_rate" in line
 
 
 def test_the_command_line_names_missing_data(tmp_path):

@@ -82,9 +82,9 @@ def _main(arguments: list[str]) -> int | None:
         print(help_of_all())
         return 0
     if arguments[0] == "--version":
-        import klbox_jax
+        from klbox_jax import __version__
 
-        print(f"klbox {klbox_jax.__version__}")
+        print(f"klbox {__version__}")
         return 0
     mode, *rest = arguments
     if mode not in MODES:

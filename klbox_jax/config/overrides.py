@@ -61,7 +61,9 @@ def apply_overrides(config: Any, fields: Iterable[tuple[str, str | None]]) -> No
             raise ConfigError(f"--config.{name}={text}: {name} is a group of fields; set one of {inner}")
         else:
             value = parse_value(name, text, current, base)
-        with config.ignore_type():
+        with config.unlocked():
+            # Deleted, because a ConfigDict would turn a number of steps, in place of a share, into a float.
+            del group[key]
             group[key] = value
 
 

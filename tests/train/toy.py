@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.structures import TrainOutputs
-from klbox_jax.train import init_or_restore
+from klbox_jax.train import extensions, init_or_restore
 from klbox_jax.train import job as job_module
 from klbox_jax.train.job import Job
 from klbox_jax.train.workdir import Workdir
@@ -114,4 +114,4 @@ def share_programs(monkeypatch):
 
 def use_toy(monkeypatch, nan_on=()):
     """Makes `run` train the toy."""
-    monkeypatch.setattr(job_module, "build_model", lambda *_, **__: toy(nan_on))
+    monkeypatch.setattr(extensions, "build_model", lambda *_, **__: toy(nan_on))
