@@ -112,9 +112,9 @@ def test_a_group_that_is_none_has_no_fields():
 
 
 def test_the_spellings_of_a_field():
-    fields, others = split_overrides(
-        ["runs/kl", "--config.seed=3", "--config.train.batch_size", "4", "--config.data.flip", "a.jpg", "--noconfig.predict.draw", "--output=x", "--config=scenes", "--", "--config.seed=9"]
-    )
+    first = ["runs/kl", "--config.seed=3", "--config.train.batch_size", "4", "--config.data.flip", "a.jpg"]
+    second = ["--noconfig.predict.draw", "--output=x", "--config=scenes", "--", "--config.seed=9"]
+    fields, others = split_overrides([*first, *second])
     assert fields == [
         ("seed", "3"),
         ("train.batch_size", "4"),
