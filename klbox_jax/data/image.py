@@ -117,14 +117,18 @@ def stored_size(encoded: bytes, name: str) -> tuple[int, int]:
         return image.height, image.width
 
 
-def upright_size(path: str | os.PathLike) -> tuple[int, int]:
+def upright_size(path_or_bytes: str | os.PathLike | bytes, *, name: str = "image bytes") -> tuple[int, int]:
     """Returns the height and width of an image file as a viewer shows it (EXIF orientation applied).
+
+    Args:
+        path_or_bytes: the file, or its contents.
+        name: name of the image in messages, for an image given as bytes.
 
     Raises:
         DataError: see `decode_image`; the size is checked before anything is decoded.
     """
-    with _opened(path, "") as image:
-        _check_size(image, os.fspath(path), height=image.height, width=image.width)
+    with _opened(path_or_bytes, name) as image:
+        _check_size(image, _name(path_or_bytes, name), height=image.height, width=image.width)
         size = image.size[::-1] if _orientation(image) >= 5 else image.size
     return size[::-1]
 

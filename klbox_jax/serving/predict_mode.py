@@ -33,8 +33,9 @@ from klbox_jax.files import write_atomically, write_json
 from klbox_jax.postprocess.settings import PostprocessSettings
 from klbox_jax.report.pictures import LabeledBoxes, draw_detections, save_picture, shrink
 from klbox_jax.serving.gallery import Entry, render
+from klbox_jax.serving.images import read_image
 from klbox_jax.serving.prediction import Prediction
-from klbox_jax.serving.predictor import Predictor, check_same_detector, load, read_image
+from klbox_jax.serving.predictor import Predictor, check_same_detector, load
 from klbox_jax.structures import Batch
 from klbox_jax.train.job import Job
 from klbox_jax.train.preemption import Preemption

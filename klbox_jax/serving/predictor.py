@@ -1,8 +1,8 @@
 """A trained detector for photographs: load the folder of a run, and call it on an image.
 
-    predictor = load("runs/kl")
-    prediction = predictor("photo.jpg")
-    prediction.boxes, prediction.box_stds, prediction.class_names
+    detector = klbox_jax.load("runs/kl")
+    found = detector("photo.jpg")
+    found.boxes, found.box_stds, found.scores, found.names
 
 The folder is that of a run, or a shipped one with `config.json`, `classes.json` and `model.safetensors`.
 """
@@ -10,6 +10,7 @@ The folder is that of a run, or a shipped one with `config.json`, `classes.json`
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,20 +18,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from PIL import Image, ImageOps
 
 from klbox_jax.compilation import CountedJit
 from klbox_jax.data.build import build_preprocessing
-from klbox_jax.data.image import decode_image, upright_size
 from klbox_jax.data.source import DataError, Record
 from klbox_jax.data.transforms import Placement, Preprocessing, choose_canvas, make_example, resized_size
 from klbox_jax.errors import WorkdirError
 from klbox_jax.evaluation.eval_step import eval_step
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.serving.images import read_image
 from klbox_jax.serving.model_folder import read_classes, read_config, read_params
 from klbox_jax.serving.prediction import Prediction
-from klbox_jax.structures import Batch
+from klbox_jax.structures import Batch, Detections
 from klbox_jax.train.calibration_file import load_temperature
 from klbox_jax.train.extensions import Extensions
 from klbox_jax.train.job import Job
@@ -44,9 +44,10 @@ _START_FIELDS = ("model.init_weights", "model.init_partial")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """A detector; call it on one image at a time.
+    """A detector; call it on an image or on a list of images.
 
-    Every image is placed on one of the canvases of the config, and each canvas is compiled once.
+    Every image is placed on one of the canvases of the config, and each canvas is compiled once for single images and
+    once for batches.
 
     Attributes:
         model: the detector.
@@ -79,9 +80,59 @@ class Predictor:
             has_variances=heads.box_loss.has_variances, has_iou_head=heads.iou_head is not None
         )
 
-    def __call__(self, image: ndarray | Image.Image | str | os.PathLike) -> Prediction:
-        """Returns the objects in an image (RGB array, Pillow image or path); errors: see `read_image`."""
-        return self.predict(self.prepare(read_image(image)))
+    def __repr__(self) -> str:
+        """Returns the folder, the step, the loss and the classes; the parameters are not shown."""
+        names = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
+        step = "" if self.step is None else f", step {self.step}"
+        return (
+            f"Predictor({str(self.workdir.path)!r}{step}, {self.model.roi_heads.box_loss.name}, "
+            f"{len(self.class_names)} classes: {names})"
+        )
+
+    def __call__(self, images: Any, *, batch_size: int | None = None) -> Prediction | list[Prediction]:
+        """Returns the objects in an image, or in each image of a list or tuple.
+
+        Args:
+            images: an image in one of the forms of `read_image`, or a list or tuple of them.
+            batch_size: images of a list that the network takes at once; 8 by default, and 1 on a CPU, where larger
+                batches are no faster. A rest that fills no batch is taken one by one.
+
+        Raises:
+            DataError: an image cannot be used; see `read_image`. A ValueError.
+        """
+        if not isinstance(images, list | tuple):
+            return self._predict_one(images)
+        if batch_size is None:
+            batch_size = 1 if jax.default_backend() == "cpu" else 8
+        if batch_size < 1:
+            raise ValueError(f"batch_size = {batch_size} must be at least 1")
+        found: list[Prediction | None] = [None] * len(images)
+        waiting: dict[tuple[int, ...], list[tuple[int, Batch]]] = {}
+        for index, image in enumerate(images):
+            try:
+                batch = self.prepare(read_image(image))
+            except DataError as error:
+                raise DataError(f"image {index} of the list: {error}") from error
+            group = waiting.setdefault(batch.images.shape, [])
+            group.append((index, batch))
+            if len(group) == batch_size:
+                self._predict_group(group, images, found)
+                group.clear()
+        for group in waiting.values():
+            for single in group:
+                self._predict_group([single], images, found)
+        return found
+
+    def _predict_one(self, image: Any) -> Prediction:
+        return dataclasses.replace(self.predict(self.prepare(read_image(image))), source=image)
+
+    def _predict_group(
+        self, group: list[tuple[int, Batch]], images: Sequence[Any], found: list[Prediction | None]
+    ) -> None:
+        """Predicts images of one canvas at once, and writes the results to their places in `found`."""
+        batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch for _, batch in group))
+        for (index, _), prediction in zip(group, self.predict_batch(batch), strict=True):
+            found[index] = dataclasses.replace(prediction, source=images[index])
 
     @functools.cached_property
     def temperature(self) -> Float[ndarray, "4"] | None:
@@ -111,21 +162,28 @@ class Predictor:
         return jax.tree.map(lambda leaf: leaf[None], example)
 
     def predict(self, batch: Batch) -> Prediction:
-        """Returns the objects in a batch of `prepare`."""
+        """Returns the objects in a batch of `prepare`, which has one image."""
+        return self.predict_batch(batch)[0]
+
+    def predict_batch(self, batch: Batch) -> list[Prediction]:
+        """Returns the objects in each image of a batch of several images on one canvas."""
         found = jax.device_get(self._step(self.params, batch))
-        valid = found.valid[0]
-        stds = None if found.box_stds is None else found.box_stds[0][valid]
+        return [self._prediction_of(found, batch, row) for row in range(len(batch.images))]
+
+    def _prediction_of(self, found: Detections, batch: Batch, row: int) -> Prediction:
+        valid = found.valid[row]
+        stds = None if found.box_stds is None else found.box_stds[row][valid]
         if stds is not None and self.temperature is not None:
             stds = stds * self.temperature[None].astype(np.float32)
-        width, height = np.rint(batch.image_size[0, ::-1] / batch.scale[0]).astype(int).tolist()
+        width, height = np.rint(batch.image_size[row, ::-1] / batch.scale[row]).astype(int).tolist()
         return Prediction(
-            boxes=found.boxes[0][valid],
-            scores=found.scores[0][valid],
-            classes=found.classes[0][valid],
+            boxes=found.boxes[row][valid],
+            scores=found.scores[row][valid],
+            classes=found.classes[row][valid],
             class_names=self.class_names,
             category_ids=self.category_ids,
             box_stds=stds,
-            masks=None if found.masks is None else found.masks[0][valid],
+            masks=None if found.masks is None else found.masks[row][valid],
             image_size=(height, width),
         )
 
@@ -213,33 +271,6 @@ def check_same_detector(job: Job, predictor: Predictor) -> None:
 def _detector_fields(config: Any) -> dict[str, Any]:
     data = {name: config.data[name] for name in _DATA_FIELDS}
     return flatten_dict({"model": config.model.to_dict(), "data": data}, sep=".")
-
-
-def read_image(image: ndarray | Image.Image | str | os.PathLike) -> UInt8[ndarray, "h w 3"]:
-    """Returns the RGB pixels of an image after its EXIF rotation; files are decoded by `klbox_jax.data.image`.
-
-    Raises:
-        DataError: the file is missing, truncated, not an image or too large; a Pillow image has more than 8 bits; or
-            an array is not uint8 RGB. A ValueError.
-    """
-    if isinstance(image, ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise DataError(
-                f"An image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}."
-            )
-        return image
-    if not isinstance(image, Image.Image):
-        height, width = upright_size(image)
-        return decode_image(os.fspath(image), height=height, width=width)
-    if image.mode.startswith(("I", "F")):
-        raise DataError(
-            f"A Pillow image of mode {image.mode!r} has more than 8 bits; give the path of its file."
-        )
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-    return np.array(image.convert("RGB"))
 
 
 def _place(record: Record, preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -58,7 +58,7 @@ def output(workdir, photographs):
 def loaded(workdir, monkeypatch):
     """One predictor for all calls, so that it is compiled once."""
     predictor = load(workdir.path)
-    monkeypatch.setattr(predict_mode, "load", lambda path, step, settings: predictor)
+    monkeypatch.setattr(predict_mode, "load", lambda path, **_: predictor)
     return predictor
 
 
@@ -161,7 +161,7 @@ def test_what_was_found_before_a_signal_is_kept(workdir, loaded, photographs, tm
 def test_what_there_is_to_predict_on(photographs, tmp_path, monkeypatch):
     folder, images = photographs
     assert [path.name for path in find_images(str(folder))] == sorted([*images, "damaged.jpg"])
-    assert find_images(str(folder / "grey.png")) == [folder / "grey.png"]
+    assert find_images(str(folder / "grey.png")) == {folder / "grey.png": "grey.png"}
     assert [path.name for path in find_images(str(folder / "[gp]*"))] == ["grey.png", "portrait.PNG"]
     (tmp_path / "[brackets]").mkdir()
     with pytest.raises(
@@ -172,10 +172,34 @@ def test_what_there_is_to_predict_on(photographs, tmp_path, monkeypatch):
         find_images(str(tmp_path / "*.jpg"))
     with pytest.raises(ValueError, match="there is no such file or folder"):
         find_images(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"config\.predict\.input is empty"):
+    with pytest.raises(
+        ValueError, match=r"no images are given; name an image, a folder .*config\.predict\.input"
+    ):
         find_images("")
     monkeypatch.setenv("HOME", str(folder))
-    assert find_images("~/grey.png") == [pathlib.Path(folder / "grey.png")]
+    assert find_images("~/grey.png") == {pathlib.Path(folder / "grey.png"): "grey.png"}
+
+
+def test_nothing_is_passed_over_in_silence(tmp_path, caplog):
+    """Sub-folders, every suffix of the formats that are read, any depth of a glob; the log counts the rest."""
+    names = ["a.jpg", "b.JFIF", "deep/c.jpe", "deep/er/d.PNG", "deep/er/e.jpg"]
+    for name in [*names, "notes.txt", "deep/raw.cr2", "deep/er/README", ".hidden.jpg", ".cache/f.jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.INFO, "absl"):
+        assert list(find_images(str(tmp_path)).values()) == names
+    (message,) = caplog.messages
+    assert re.search(
+        r": 5 images; passed over 3 other files \(1 of no suffix, 1 of \.cr2, 1 of \.txt\)", message
+    )
+    assert list(find_images(f"{tmp_path}/**/*.jpg").values()) == [
+        f"{tmp_path}/{n}" for n in ("a.jpg", "deep/er/e.jpg")
+    ]
+    # One image is found once, however often it is given; its first name is kept.
+    both = find_images(str(tmp_path / "deep"), str(tmp_path), str(tmp_path / "a.jpg"))
+    assert list(both.values()) == ["c.jpe", "er/d.PNG", "er/e.jpg", "a.jpg", "b.JFIF"]
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        find_images(str(tmp_path), str(tmp_path / "nowhere"))
 
 
 def test_a_config_of_another_detector(workdir, photographs):
