@@ -16,6 +16,7 @@ from klbox_jax import distributed
 from klbox_jax.compilation import use_compilation_cache
 from klbox_jax.config.overrides import with_local_paths
 from klbox_jax.data.build import build_source
+from klbox_jax.data.hold_out import EmptyPartError
 from klbox_jax.data.layout import find_layout
 from klbox_jax.data.source import Source
 from klbox_jax.postprocess.settings import PostprocessSettings
@@ -43,6 +44,19 @@ def make_job(config: Any, workdir: str, *, trains: bool = False, extensions: Ext
 def settings_of(config: Any) -> dict[str, PostprocessSettings]:
     """Returns the post-processing of a config, under the name ""."""
     return {"": PostprocessSettings(**config.postprocess)}
+
+
+def without_empty_hold_out(job: Job, settings: Settings, *, evaluates: bool) -> Job:
+    """Returns a training job that trains on all images if its hold-out is empty or all of a small data set."""
+    job.check_without_data(settings.values(), evaluates=evaluates)
+    try:
+        _ = job.train_source
+    except EmptyPartError as error:
+        logging.warning("%s; here all images are trained on, and sigma is not calibrated", error)
+        config = job.config.copy_and_resolve_references()
+        config.data.hold_out = 0.0
+        return dataclasses.replace(job, config=config)
+    return job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +154,6 @@ def run_evaluation(job: Job, settings: Settings) -> tuple[dict[str, dict[str, An
     check_same_network(job, params)
     with Preemption() as preemption:
         evaluation = Evaluation(job, settings, preemption=preemption)
-        evaluation.check_replaces_nothing(step)
         metrics = evaluation(jax.device_put(params, distributed.replicated(job.mesh)), step)
         return metrics, job.workdir.eval_dir(step)
 

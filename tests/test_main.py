@@ -113,6 +113,13 @@ def test_a_workdir_of_another_config(pond, tmp_path):
             "voting must be one of none, variance, variance_score, iou, iou_score, box_voting, wbf, bayes; got 'loud'",
         ),
         ("model.box_loss", "l2", "config.model.box_loss = 'l2' is unknown"),
+        ("optimizer.name", "adam", "config.optimizer.name = 'adam' is unknown; choose adamw or sgd"),
+        (
+            "optimizer.warmup_steps",
+            -1,
+            "config.optimizer.warmup_steps has -1; give a whole number of steps, or a share",
+        ),
+        ("optimizer.decay_at", (0.5, 1.5), "config.optimizer.decay_at has 1.5; give a whole number of steps"),
         (
             "data.name",
             "kitti",

@@ -158,6 +158,9 @@ def _read_config(given: argparse.Namespace, workdir: str, fields: Fields, *, tra
     config.lock()
     apply_overrides(config, fields)
     check_complete(config, source=source)
+    if given.config is not None and file.is_file() and not _says_hold_out(config, fields):
+        # What `klbox train` decided at the first start holds, though the config does not say it.
+        config.data.hold_out = read_run_config(workdir).data.get("hold_out", 0.0)
     return with_local_paths(config)
 
 
@@ -196,12 +199,13 @@ def _train(given: argparse.Namespace, fields: Fields) -> None:
     workdir = _take_workdir(given, "train")
     config = _read_config(given, workdir, fields, trains=True)
     is_new = not os.path.exists(os.path.join(workdir, "config.json"))
-    if is_new and not given.no_calibrate:
-        _hold_out_by_default(config, fields)
+    holds_out = is_new and not given.no_calibrate and _hold_out_by_default(config, fields)
     _start("train", f"{'a new run in' if is_new else 'continues'} {workdir}", given)
     from klbox_jax import modes
 
     job = modes.make_job(config, workdir, trains=True)
+    if holds_out:
+        job = modes.without_empty_hold_out(job, modes.settings_of(config), evaluates=not given.no_eval)
     options = modes.TrainOptions(
         evaluates=not given.no_eval,
         calibrates=not given.no_calibrate,
@@ -211,24 +215,29 @@ def _train(given: argparse.Namespace, fields: Fields) -> None:
     _show_training(job, workdir)
 
 
-def _hold_out_by_default(config: Any, fields: Fields) -> None:
-    """Keeps a tenth of the training images of the user's own data out, to calibrate sigma on.
+def _says_hold_out(config: Any, fields: Fields) -> bool:
+    """Returns True if the command line or the config says which images sigma is calibrated on, or that none are."""
+    said = any(name in ("data.hold_out", "data.calibration_split") for name, _ in fields)
+    return said or bool(config.data.hold_out or config.data.calibration_split)
+
+
+def _hold_out_by_default(config: Any, fields: Fields) -> bool:
+    """Keeps a tenth of the training images of the user's own data out, to calibrate sigma on; returns True if so.
 
     Own data are those of a folder, unless the split is that of a published set, which has a year in its name: a paper's
     table needs all of its images. What the user says about it in the command line or in the config holds.
     """
     data = config.data
-    is_said = any(name in ("data.hold_out", "data.calibration_split") for name, _ in fields)
-    is_published = any(part.isdigit() and len(part) == 4 for part in _digits(data.train_split))
-    if is_said or is_published or data.name == "scenes" or data.hold_out or data.calibration_split:
-        return
-    if config.model.box_loss in ("smooth_l1", "l1"):  # there is no sigma
-        return
+    is_published = any(len(part) == 4 for part in _digits(data.train_split))
+    has_sigma = config.model.box_loss not in ("smooth_l1", "l1")
+    if _says_hold_out(config, fields) or is_published or data.name == "scenes" or not has_sigma:
+        return False
     data.hold_out = 0.1
     _say(
         "klbox train: a tenth of the training images is kept out to calibrate sigma on (config.data.hold_out = 0.1; "
         "--config.data.hold_out=0 trains on all)"
     )
+    return True
 
 
 def _digits(text: str) -> list[str]:

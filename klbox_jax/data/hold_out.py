@@ -9,6 +9,10 @@ from numpy import ndarray
 from klbox_jax.data.source import Source
 
 
+class EmptyPartError(ValueError):
+    """A share holds out all images of a data set, or none."""
+
+
 def is_held_out(image_id: int, share: float) -> bool:
     """Returns True if an image is held out, which depends on its id and the share only.
 
@@ -23,7 +27,8 @@ def split_held_out(source: Source, share: float) -> tuple[Source, Source]:
     """Splits a source into the images to train on and the held-out images, about `share` of all.
 
     Raises:
-        ValueError: the share is not between 0 and 1, or one of the two parts has no image.
+        ValueError: the share is not between 0 and 1.
+        EmptyPartError: one of the two parts has no image. A ValueError.
     """
     if not 0 < share < 1:
         raise ValueError(f"config.data.hold_out = {share} is not a share; choose a number between 0 and 1")
@@ -31,7 +36,7 @@ def split_held_out(source: Source, share: float) -> tuple[Source, Source]:
     for row, record in enumerate(source.records):
         rows[is_held_out(record.image_id, share)].append(row)
     if not all(rows):
-        raise ValueError(
+        raise EmptyPartError(
             f"config.data.hold_out = {share} keeps {len(rows[1])} of the {len(source.records)} images of {source.name} "
             "out of the training; choose a share that leaves images on both sides"
         )

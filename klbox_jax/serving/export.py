@@ -1,6 +1,6 @@
-"""`--mode=export`: a trained detector as files that run without this package.
+"""`klbox export`: a trained detector as files that run without this package.
 
-    python -m klbox_jax.main --config=configs/scenes.py:loss=kl --workdir=runs/kl --mode=export
+    klbox export runs/kl
 
 writes into `config.export.output`, by default `export/<step>` in the workdir:
 

@@ -1,4 +1,4 @@
-"""Reads the temperature that `--mode=calibrate` wrote to the folder of a run."""
+"""Reads the temperature that `klbox calibrate` wrote to the folder of a run."""
 
 import numpy as np
 from absl import logging
@@ -44,7 +44,7 @@ def load_temperature(
             raise ValueError(f"{file}: temperature is {record['temperature']}, not four positive numbers")
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(
-            f"{file} does not hold a calibration ({error}); delete it, or calibrate again with --mode=calibrate"
+            f"{file} does not hold a calibration ({error}); delete it, or calibrate again with klbox calibrate"
         ) from None
     if data is not None and str(record.get("data")).partition(", held out")[0] == data:
         logging.warning(
@@ -62,7 +62,7 @@ def load_temperature(
     if differing:
         changes = ", ".join(f"{name} {fitted_under[name]!r}, not {wanted[name]!r}" for name in differing)
         logging.warning(
-            "%s was fitted under %s, so it is not used; calibrate again with --mode=calibrate",
+            "%s was fitted under %s, so it is not used; calibrate again with klbox calibrate",
             file,
             changes,
         )

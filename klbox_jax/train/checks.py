@@ -56,7 +56,7 @@ def _check_keep_best(train: Any, *, evaluates: bool) -> None:
     if not train.eval_every or not evaluates:
         raise ValueError(
             f"config.train.keep_best = {train.keep_best!r} needs evaluations to choose from; set "
-            "config.train.eval_every to the steps between two of them, with --mode=train_and_eval, or keep_best "
+            "config.train.eval_every to the steps between two of them, without --no_eval, or keep_best "
             "to '' and early_stopping_patience to 0"
         )
     # Experiments evaluate under several named settings, whose metrics are called "<setting>/AP".

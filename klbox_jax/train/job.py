@@ -162,7 +162,7 @@ class Job:
         Raises:
             ValueError, DataError: a field of the config, or the data, cannot be used; the message names it.
         """
-        has_variances = self._check_without_data(settings, evaluates=evaluates)
+        has_variances = self.check_without_data(settings, evaluates=evaluates)
         if self.trains:
             _ = self.train_source, self.train_plan
             checks.check_profile_steps(self.config.train.profile_steps, total_steps=self.total_steps)
@@ -177,8 +177,8 @@ class Job:
             ):
                 logging.warning("%s", sentence)
 
-    def _check_without_data(self, settings: Iterable[PostprocessSettings], *, evaluates: bool) -> bool:
-        """Checks the config before any data are read; returns True if the detector predicts variances."""
+    def check_without_data(self, settings: Iterable[PostprocessSettings], *, evaluates: bool) -> bool:
+        """Does what `check` does before it reads any data; returns True if the detector predicts variances."""
         config = self.config
         if self.trains:
             checks.check_train_config(config.train, evaluates=evaluates)

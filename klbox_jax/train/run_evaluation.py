@@ -82,7 +82,7 @@ class Evaluation:
         TensorBoard, a few pictures to TensorBoard, and the AP of each class to the log. Headlines are called `val/...`,
         or `<split>/...` for another split than the run's own.
 
-        If `--mode=calibrate` fitted a temperature to this step and setting, `uncertainty_calibrated` scores the scaled
+        If a calibration fitted a temperature to this step and setting, `uncertainty_calibrated` scores the scaled
         stds. `detections.json` always has the stds of the network.
 
         Raises:

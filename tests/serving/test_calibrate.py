@@ -147,7 +147,7 @@ def test_other_voting_has_another_temperature(make_job, caplog):
     for fields in ({"voting": "none"}, {"voting_variance": "fused"}, {"suppression": "hard"}):
         assert load_temperature(job.workdir, 6, settings_of(job, **fields)) is None
         assert f"{next(iter(fields))} " in caplog.messages[-1]
-        assert "calibrate again with --mode=calibrate" in caplog.messages[-1]
+        assert "calibrate again with klbox calibrate" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize(

@@ -314,9 +314,6 @@ def test_eval_reads_the_best_checkpoint_if_the_config_says_so(tmp_path, monkeypa
         def __init__(self, *_, **__):
             pass
 
-        def check_replaces_nothing(self, step):
-            pass
-
         def __call__(self, params, step):
             seen.append(step)
             return {}

@@ -244,3 +244,22 @@ def test_importing_the_training_files_imports_no_tensorflow():
         print({name.split(".")[0] for name in sys.modules} & {"tensorflow", "torch", "tensorboardX"})
     """
     assert run_python("-c", code)[0] == "set()\n"
+
+
+def test_the_time_of_compilers_is_left_out_of_the_rate(monkeypatch):
+    """60 steps in 90 seconds, of which the compiler took 30."""
+    now = [0.0]
+    monkeypatch.setattr("klbox_jax.train.writer.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress(160, stream=stream) as progress:
+        progress.update(0)
+        now[0] = 90.0
+        progress.leave_out(30.0)
+        progress.update(60)
+        now[0] = 190.0
+        progress.update(160)
+    assert stream.getvalue().splitlines() == [
+        "  0.0%  0/160",
+        " 37.5%  60/160  1 steps/s  ETA 0:01:40",
+        "100.0%  160/160  1 steps/s  ETA 0:00:00",
+    ]
