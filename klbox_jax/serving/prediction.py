@@ -224,9 +224,6 @@ class Prediction:
         )
         for entry, name in zip(results, self.names, strict=True):
             entry["category"] = name
-        return results
-        for entry, index in zip(results, self.classes, strict=True):
-            entry["category"] = self.class_names[index]
         return results if self.edge_calibration is None else self.edge_calibration.with_intervals(results)
 
     def to_supervision(self) -> Any:

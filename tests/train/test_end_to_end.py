@@ -177,7 +177,7 @@ def test_a_folder_of_another_config_is_refused(straight, config):
     with pytest.raises(WorkdirError, match="belongs to a run with another config") as caught:
         run(other, str(workdir.path), "train")
     assert 'model.box_loss was "kl", now "smooth_l1"' in str(caught.value)
-    assert "  seed: was 0, now 1" in str(caught.value)
+    assert "seed was 0, now 1" in str(caught.value)
     after = digests(workdir.path)
     assert {name for name in after if after[name] != before.get(name)} <= {".lock"}
     assert before.keys() <= after.keys()
