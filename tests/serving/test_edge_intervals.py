@@ -38,6 +38,7 @@ def test_intervals_of_an_image(calibration):
     assert "images of pond/calibration" in intervals.promise
     assert intervals.warning is None
     assert (found.intervals().upper > intervals.upper).all()  # 90 %
+    np.testing.assert_array_equal(found.above(0.5).intervals(0.8).upper, intervals.upper[:2])
 
 
 def test_intervals_by_class(calibration):
