@@ -16,6 +16,7 @@ from klbox_jax.data.transforms import resized_size
 from klbox_jax.models.build import build_model
 from klbox_jax.models.generalized_rcnn import GeneralizedRCNN
 from klbox_jax.postprocess.settings import PostprocessSettings
+from klbox_jax.train.checks import check_frozen
 from klbox_jax.train.init_or_restore import dummy_batch
 from klbox_jax.train.optimizer import build_optimizer, make_optimizer
 from klbox_jax.weights import detectron_names, torchvision_names
@@ -142,6 +143,7 @@ def test_the_network_of_a_family_runs_on_its_canvases(family):
     key = jax.random.key(0)
     step = jnp.zeros((), jnp.int32)
     params = jax.eval_shape(lambda: model.init(key, batch, key, step, method="train_forward"))
+    check_frozen(config.optimizer.frozen, params["params"])
     for canvas in config.data.canvases[:2]:
         boxes = jax.eval_shape(
             lambda params, batch: model.apply(params, batch, method="predict").proposals.boxes,

@@ -5,11 +5,20 @@ import subprocess
 import sys
 
 import pytest
+from absl import logging
 
 from klbox_jax.command import program
 from klbox_jax.command.arguments import MODES
 from klbox_jax.config.family import explanations
 from tests.programs import ROOT, run_python
+
+
+@pytest.fixture(autouse=True)
+def _verbosity():
+    """The program of a report turns the log off."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture
@@ -271,3 +280,12 @@ def test_a_traceback_on_request(klbox, monkeypatch):
     monkeypatch.setenv("KLBOX_TRACEBACK", "1")
     with pytest.raises(ValueError, match="is not the folder of a run"):
         klbox("eval", "nowhere")
+
+
+def test_an_experiment_lists_its_flags():
+    output, errors = run_python("-m", "experiments.table1", "--help")
+    assert output.startswith("Table 1 of He et al. 2019")
+    assert all(f"--{flag}: " in output for flag in ("preset", "workdir", "seeds", "noise_scale"))
+    assert "--[no]dry_run: " in output
+    assert "alsologtostderr" not in output
+    assert "Traceback" not in errors

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from klbox_jax.train.checks import check_frozen
 from klbox_jax.train.optimizer import (
     accumulate_gradients,
     build_optimizer,
@@ -205,3 +206,16 @@ def test_built_rates_count_updates_of_all_their_images():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"config.optimizer.name = 'lion' is unknown; choose adamw or sgd"):
         optimizer_of(name="lion")
+
+
+def test_a_prefix_that_freezes_nothing_is_refused():
+    params = {"backbone": {"stem": {"kernel": 1}, "block_1": {"conv": {"kernel": 1}}}, "fpn": {"bias": 1}}
+    check_frozen(("backbone", "backbone/stem", "backbone/block_1/conv", "fpn/bias"), params)
+    check_frozen((), params)
+    for prefix in ("backbone,fpn", "backbone/ste", "backbone/stem/", "Backbone", "stem"):
+        with pytest.raises(
+            ValueError, match=r"config\.optimizer\.frozen has .*, which is no prefix of a parameter"
+        ):
+            check_frozen((prefix,), params)
+    with pytest.raises(ValueError, match=r"use such as backbone/stem"):
+        check_frozen(("backbone/stm",), params)
