@@ -41,8 +41,8 @@ class Bounds:
 
 # In float32 the device differs from the CPU only in the order of its sums. On a CPU, changes of 3e-6 of every
 # parameter moved the boxes of ResNet-50-FPN by up to 0.0006 px. Changes of 5e-4, TF32's rounding, moved half of the
-# boxes by up to 0.04 px, and bfloat16 by up to 0.2 px. A few boxes move far: where two scores are nearly equal, soft-
-# NMS picks the other one first, which then has other voters. So the bound of the lower precisions is on the median.
+# boxes by up to 0.04 px, and bfloat16 by up to 0.2 px. A few boxes move far: where two scores are nearly equal,
+# soft-NMS picks the other one first, which then has other voters. So their bound is on the median.
 BOUNDS = {
     "float32": Bounds(loss=1e-4, box_quantile=1.0, box_error=0.01),
     "tf32": Bounds(loss=5e-3, box_quantile=0.5, box_error=0.2),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import ml_collections
-
 # A ramp that ends within this share of the training has hardly an effect, and neither has such a warm-up.
 SHORT_RAMP, SHORT_WARMUP = 0.01, 0.0001
 _RAMP = "model.box_loss_settings.ramp_steps"
@@ -39,7 +37,7 @@ def with_ramp_in_steps(config: Any, total_steps: int) -> Any:
     if type(given) is int:
         return config
     settings = dict(config.box_loss_settings) | {"ramp_steps": steps}
-    return ml_collections.ConfigDict(dict(config.items()) | {"box_loss_settings": settings})
+    return type(config)(dict(config.items()) | {"box_loss_settings": settings})
 
 
 def find_unfit_lengths(config: Any, *, total_steps: int, has_variances: bool) -> list[str]:
