@@ -88,6 +88,10 @@ class RoIPooler:
     ) -> Float[Array, "n s s c"]:
         """Returns the pooled RoIs of a batch, those of the first image first: n = b * r."""
         pooled = jax.vmap(self)(pyramid, boxes)
+        if pooled.dtype == jnp.bfloat16:
+            # On CPUs jax 0.12.0.1 fuses the products of RoIAlign with those of the next layer, and the result has NaN
+            # rows (`--xla_cpu_experimental_ynn_fusion_type=` switches that fusion off). float32 is right.
+            pooled = jax.lax.optimization_barrier(pooled)
         return pooled.reshape(boxes.shape[0] * boxes.shape[1], *pooled.shape[2:])
 
     def _regions(self, boxes: Float[Array, "r 4"]) -> Float[Array, "r 4"]:
