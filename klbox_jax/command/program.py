@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from klbox_jax.command import own_data
 from klbox_jax.command.arguments import (
     MODES,
     UsageError,
@@ -158,9 +159,8 @@ def _read_config(given: argparse.Namespace, workdir: str, fields: Fields, *, tra
     config.lock()
     apply_overrides(config, fields)
     check_complete(config, source=source)
-    if given.config is not None and file.is_file() and not _says_hold_out(config, fields):
-        # What `klbox train` decided at the first start holds, though the config does not say it.
-        config.data.hold_out = read_run_config(workdir).data.get("hold_out", 0.0)
+    if given.config is not None and file.is_file():
+        own_data.repeat_defaults(config, fields, read_run_config(workdir))
     return with_local_paths(config)
 
 
@@ -199,7 +199,7 @@ def _train(given: argparse.Namespace, fields: Fields) -> None:
     workdir = _take_workdir(given, "train")
     config = _read_config(given, workdir, fields, trains=True)
     is_new = not os.path.exists(os.path.join(workdir, "config.json"))
-    holds_out = is_new and not given.no_calibrate and _hold_out_by_default(config, fields)
+    holds_out = is_new and own_data.set_defaults(config, fields, calibrates=not given.no_calibrate, say=_say)
     _start("train", f"{'a new run in' if is_new else 'continues'} {workdir}", given)
     from klbox_jax import modes
 
@@ -213,35 +213,6 @@ def _train(given: argparse.Namespace, fields: Fields) -> None:
     )
     modes.run_training(job, modes.settings_of(job.config), options)
     _show_training(job, workdir)
-
-
-def _says_hold_out(config: Any, fields: Fields) -> bool:
-    """Returns True if the command line or the config says which images sigma is calibrated on, or that none are."""
-    said = any(name in ("data.hold_out", "data.calibration_split") for name, _ in fields)
-    return said or bool(config.data.hold_out or config.data.calibration_split)
-
-
-def _hold_out_by_default(config: Any, fields: Fields) -> bool:
-    """Keeps a tenth of the training images of the user's own data out, to calibrate sigma on; returns True if so.
-
-    Own data are those of a folder, unless the split is that of a published set, which has a year in its name: a paper's
-    table needs all of its images. What the user says about it in the command line or in the config holds.
-    """
-    data = config.data
-    is_published = any(len(part) == 4 for part in _digits(data.train_split))
-    has_sigma = config.model.box_loss not in ("smooth_l1", "l1")
-    if _says_hold_out(config, fields) or is_published or data.name == "scenes" or not has_sigma:
-        return False
-    data.hold_out = 0.1
-    _say(
-        "klbox train: a tenth of the training images is kept out to calibrate sigma on (config.data.hold_out = 0.1; "
-        "--config.data.hold_out=0 trains on all)"
-    )
-    return True
-
-
-def _digits(text: str) -> list[str]:
-    return "".join(c if c.isdigit() else " " for c in text).split()
 
 
 def _show_training(job: Any, workdir: str) -> None:

@@ -75,7 +75,7 @@ class BoxLoss:
         label_noise_value: pixels for `"pixels"`, a share of the side below 1 for `"size"`.
         ramp_steps: steps over which a loss with variances takes over from smooth L1, as in probdet:
             `(1 - w) * smooth_l1 + w * loss`, `w = (100^t - 1) / 99`, `t = min(1, step / ramp_steps)`. 0 for none. A
-            float is a share of the training; a training replaces it by steps before it calls the loss.
+            float is a share of the training, which `klbox_jax.train.schedules.with_ramp_in_steps` replaces by steps.
             Losses without variances ignore it.
 
     Raises:
@@ -169,6 +169,8 @@ class BoxLoss:
         loss = entry.function(deltas, needed[0], targets, *needed[1:], clamp=self.log_var_clamp, **fields)
         if self.ramp_steps == 0:
             return loss
+        if isinstance(self.ramp_steps, float):
+            raise self._invalid("ramp_steps", "is a share of the training; give the loss a number of steps")
         self._require("step", step)
         weight = (100.0 ** jnp.minimum(step / self.ramp_steps, 1.0) - 1.0) / 99.0
         return (1.0 - weight) * smooth_l1(deltas, targets, beta=self.smooth_l1_beta) + weight * loss

@@ -271,9 +271,28 @@ OWN = "--config=faster_rcnn_mobilenet_v2_fpn"
     ],
 )
 def test_own_data_keep_a_tenth_out(config_of, capsys, arguments, share):
-    assert config_of("train", "x", *arguments).data.hold_out == share
+    config = config_of("train", "x", *arguments)
+    assert config.data.hold_out == share
     said = "a tenth of the training images is kept out to calibrate sigma on" in capsys.readouterr().err
     assert said == (share == 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ramp"),
+    [
+        ([OWN], 0.75),
+        ([OWN, "--no_calibrate"], 0.75),
+        ([OWN, "--config.model.box_loss_settings.ramp_steps=9"], 9),
+        ([OWN, "--config.data.train_split=train2017"], 684),
+        ([f"{OWN}:loss=smooth_l1"], 684),
+        # A config without a ramp has none on own data either.
+        (["--config=faster_rcnn_resnet50_fpn", "--config.data.train_split=train"], 0),
+    ],
+)
+def test_the_ramp_of_own_data_is_a_share(config_of, capsys, arguments, ramp):
+    found = config_of("train", "x", *arguments).model.box_loss_settings.ramp_steps
+    assert (found, type(found)) == (ramp, type(ramp))
+    assert ("in three quarters of the training" in capsys.readouterr().err) == (ramp == 0.75)
 
 
 def test_a_traceback_on_request(klbox, monkeypatch):

@@ -87,6 +87,13 @@ def test_a_ramp_by_share_has_steps_in_a_training():
     same = model_config(684)
     assert with_ramp_in_steps(same, 912) is same
     assert build_model(same, num_classes=3) == model
+    # A share alone is no length: who trains without `Job` is told.
+    loss = build_model(config, num_classes=3).roi_heads.box_loss
+    one = jnp.ones((1, 4))
+    with pytest.raises(
+        ValueError, match=r"ramp_steps = 0\.75 is a share of the training; give the loss a number"
+    ):
+        loss(one, one, one, step=0)
 
 
 def unfit(total_steps, *, has_variances=True, **fields):
