@@ -388,7 +388,7 @@ def _check(given: argparse.Namespace, fields: Fields) -> int:
         if name in ("positional", "root", "config", "help") or value in (None, False):
             continue
         arguments.append(f"--{name}" if value is True else f"--{name}={value}")
-    _say(f"klbox check: reading {folders[0] if folders else given.config}")
+    _start("check", f"reading {folders[0] if folders else given.config}")
     from klbox_jax.data import check
 
     status = check.main(arguments, config=config, program="klbox check")

@@ -52,8 +52,14 @@ def anchor_sizes_of(config: Any) -> tuple[float, ...]:
     return tuple(float(size) for level in sizes or () for size in level)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """Ends the program with one line, without the usage."""
+        self.exit(2, f"error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m klbox_jax.data.check",
         description="Lists every fault of a data set by the rules of training, and prints its statistics.",
     )

@@ -308,3 +308,9 @@ def test_an_experiment_lists_its_flags():
     assert "--[no]dry_run: " in output
     assert "alsologtostderr" not in output
     assert "Traceback" not in errors
+
+
+def test_a_check_of_no_folder_is_one_line(tmp_path):
+    code = "import sys; from klbox_jax.command.program import main; sys.exit(main(['check', 'nowhere']))"
+    _, errors = run_python("-c", code, status=2)
+    assert errors.splitlines() == ["klbox check: reading nowhere", "error: --root=nowhere is not a folder"]
