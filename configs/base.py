@@ -1,8 +1,7 @@
 """The fields of every config with their defaults, and facts about them; imports nothing.
 
 `BASE` explains each field in the comment on its line, and `EXTRA_FIELDS` explains the fields that only some families
-have. `configs/explain.py` reads both. The command line reads the rest: the types of the fields that can be empty, and
-the fields that are paths.
+have. `configs/explain.py` reads both.
 """
 
 # By (short side, longest side): canvases whose sides are multiples of 16 and hold every photograph of that size.
@@ -215,38 +214,3 @@ EXTRA_FIELDS = {
     "model.box_head.stride_in_1x1": "a bottleneck strides in its first 1x1 convolution; as in the backbone, for res5",
     "model.box_head.dropout_rate": "share of each layer's outputs that training drops; for vgg",
 }
-
-# Fields that take a number of steps (a whole number) or a share of the training (a fraction up to 1.0).
-STEPS_OR_SHARES = ("model.box_loss_settings.ramp_steps", "optimizer.warmup_steps", "optimizer.decay_at")
-# Types of the elements of the tuples that may be empty, whose type no element shows.
-ELEMENT_TYPES = {
-    "data.class_names": str,
-    "export.canvas": int,
-    "export.platforms": str,
-    "optimizer.decay_at": float,
-    "optimizer.frozen": str,
-    "train.profile_steps": int,
-}
-# Numbers of elements of the tuples that have a fixed number.
-LENGTHS = {
-    "data.scale_jitter": 2,
-    "model.box_loss_settings.log_var_clamp": 2,
-    "model.pixel_mean": 3,
-    "model.pixel_std": 3,
-    "model.roi_heads.box_coder_weights": 4,
-    "model.rpn.iou_thresholds": 2,
-    "model.rpn.post_nms_topk": 2,
-    "model.rpn.pre_nms_topk": 2,
-}
-# Fields that are paths of this machine; a leading ~ is the home folder.
-PATHS = (
-    "data.annotation_file",
-    "data.image_dir",
-    "data.root",
-    "export.output",
-    "model.init_weights",
-    "predict.input",
-    "predict.output",
-)
-# Groups of fields that may be None.
-OPTIONAL_GROUPS = ("model.fpn",)

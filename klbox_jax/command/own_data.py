@@ -1,4 +1,4 @@
-"""What `klbox train` sets for a user's own data, if the user does not say it: images to calibrate on, and the ramp."""
+"""Defaults of `klbox train` for a user's own data: images to calibrate on, and the length of the ramp."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from klbox_jax.config.family import ConfigError, closest, load_base
+from klbox_jax.config.field_types import OPTIONAL_GROUPS, PATHS
 from klbox_jax.config.paths import local_path
 from klbox_jax.config.saved import FREE_FIELDS
 from klbox_jax.config.values import parse_value
@@ -49,18 +50,17 @@ def apply_overrides(config: Any, fields: Iterable[tuple[str, str | None]]) -> No
     Raises:
         ConfigError: there is no such field (the message names the closest), or the text does not fit its type.
     """
-    base = load_base()
     for name, text in fields:
         group, key = _find(config, name, text)
         current = group[key]
         text = "true" if text is None else text
-        if name in base.OPTIONAL_GROUPS and text == "None":
+        if name in OPTIONAL_GROUPS and text == "None":
             value = None
         elif hasattr(current, "to_dict"):
             inner = ", ".join(f"{name}.{field}" for field in current)
             raise ConfigError(f"--config.{name}={text}: {name} is a group of fields; set one of {inner}")
         else:
-            value = parse_value(name, text, current, base)
+            value = parse_value(name, text, current)
         with config.unlocked():
             # Deleted, because a ConfigDict would turn a number of steps, in place of a share, into a float.
             del group[key]
@@ -74,7 +74,7 @@ def with_local_paths(config: Any) -> Any:
         ConfigError: a path has a scheme such as `gs://`.
     """
     changed = {}
-    for name in load_base().PATHS:
+    for name in PATHS:
         group, _, key = name.rpartition(".")
         value = config.get(group, {}).get(key)
         if isinstance(value, str) and value:

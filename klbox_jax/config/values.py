@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from klbox_jax.config.family import ConfigError
+from klbox_jax.config.field_types import ELEMENT_TYPES, LENGTHS, STEPS_OR_SHARES
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "on"), ("false", "f", "no", "n", "0", "off")
 _WHOLE, _NUMBER = "a whole number", "a number"
@@ -14,22 +15,21 @@ class _UnfitError(ValueError):
     """A text does not fit; the message says what is allowed."""
 
 
-def parse_value(name: str, text: str, current: Any, base: Any) -> Any:
+def parse_value(name: str, text: str, current: Any) -> Any:
     """Returns the value of a field.
 
     Args:
         name: dotted name of the field.
         text: as written in the shell. A tuple is `3,4`, `cat,dog`, `(3, 4)` or one value; `()` or nothing is empty.
         current: value of the field so far, which determines the type.
-        base: the module configs/base.py, for the types that no value shows.
 
     Raises:
         ConfigError: the text does not fit; the message names the field, the text and what is allowed.
     """
     try:
         if isinstance(current, tuple):
-            return _parse_tuple(name, text, current, base)
-        if name in base.STEPS_OR_SHARES:
+            return _parse_tuple(name, text, current)
+        if name in STEPS_OR_SHARES:
             return _steps_or_share(text)
         return _parse_scalar(text, current)
     except _UnfitError as error:
@@ -89,24 +89,24 @@ def _steps_or_share(text: Any) -> int | float:
     return value
 
 
-def _parse_tuple(name: str, text: str, current: tuple, base: Any) -> tuple:
-    kind = _kind(name, current, base)
+def _parse_tuple(name: str, text: str, current: tuple) -> tuple:
+    kind = _kind(name, current)
     is_plain = kind is str and not text.strip().startswith(("(", "[", '"', "'"))
     value = _split_texts(text) if is_plain else _literal(text)
     if isinstance(value, list | set):
         value = tuple(value)
     if not isinstance(value, tuple):
         value = () if value == "" else (value,)
-    elements = _elements(name, value, current, base)
-    length = base.LENGTHS.get(name)
+    elements = _elements(name, value, current)
+    length = LENGTHS.get(name)
     if length is not None and len(elements) != length:
         raise _UnfitError(f"a tuple of {length} numbers, separated by commas")
     return elements
 
 
-def _elements(name: str, value: tuple, current: tuple, base: Any) -> tuple:
+def _elements(name: str, value: tuple, current: tuple) -> tuple:
     """Returns the elements of a tuple, each with the type of the elements so far."""
-    if name in base.STEPS_OR_SHARES:
+    if name in STEPS_OR_SHARES:
         return tuple(map(_steps_or_share, value))
     like = current[0] if current else None
     if isinstance(like, tuple):
@@ -117,8 +117,8 @@ def _elements(name: str, value: tuple, current: tuple, base: Any) -> tuple:
         is_pair = all(len(inner) == 2 for inner in current) and name.endswith("canvases")
         if is_pair and not all(len(inner) == 2 for inner in value):
             raise _UnfitError("a tuple of pairs (height, width), such as (320,448),(448,320)")
-        return tuple(_elements(f"{name}[]", tuple(inner), like, base) for inner in value)
-    kind = _kind(name, current, base)
+        return tuple(_elements(f"{name}[]", tuple(inner), like) for inner in value)
+    kind = _kind(name, current)
     parse = {int: _whole, float: _number, str: str}.get(kind)
     what = {int: "whole numbers", float: "numbers", str: "texts"}.get(kind)
     if kind is None:
@@ -131,9 +131,9 @@ def _elements(name: str, value: tuple, current: tuple, base: Any) -> tuple:
         raise _UnfitError(f"a tuple of {what}, separated by commas") from None
 
 
-def _kind(name: str, current: tuple, base: Any) -> type | None:
+def _kind(name: str, current: tuple) -> type | None:
     """Returns the type of the elements of a tuple, None if it is not known."""
-    return base.ELEMENT_TYPES.get(name) or (type(current[0]) if current else None)
+    return ELEMENT_TYPES.get(name) or (type(current[0]) if current else None)
 
 
 def _split_texts(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import setuptools
 
+from klbox_jax.config import field_types
 from klbox_jax.config.family import (
     ConfigError,
     explanations,
@@ -113,7 +114,8 @@ def test_a_wheel_has_the_configs_inside_the_package(tmp_path, monkeypatch):
     shutil.copytree(ROOT / found["package_dir"]["klbox_jax.configs"], tmp_path / "klbox_jax" / "configs")
     code = """
         import sys
-        from klbox_jax.config.family import configs_folder, load_config
+        from klbox_jax.config import field_types
+from klbox_jax.config.family import configs_folder, load_config
         print(configs_folder(), load_config("scenes:loss=l1").model.box_loss, load_config("configs/scenes.py").seed)
         """
     output, _ = run_python("-c", code, cwd=tmp_path)
@@ -134,6 +136,13 @@ def test_a_runs_config_is_a_config(tmp_path):
 def test_the_facts_name_fields_that_exist():
     base = load_base()
     texts = explanations()
-    names = {*base.STEPS_OR_SHARES, *base.ELEMENT_TYPES, *base.LENGTHS, *base.PATHS, *base.OPTIONAL_GROUPS}
+    types = field_types
+    names = {
+        *types.STEPS_OR_SHARES,
+        *types.ELEMENT_TYPES,
+        *types.LENGTHS,
+        *types.PATHS,
+        *types.OPTIONAL_GROUPS,
+    }
     assert names <= texts.keys()
     assert pathlib.Path(base.__file__) == ROOT / "configs" / "base.py"
