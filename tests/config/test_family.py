@@ -114,8 +114,7 @@ def test_a_wheel_has_the_configs_inside_the_package(tmp_path, monkeypatch):
     shutil.copytree(ROOT / found["package_dir"]["klbox_jax.configs"], tmp_path / "klbox_jax" / "configs")
     code = """
         import sys
-        from klbox_jax.config import field_types
-from klbox_jax.config.family import configs_folder, load_config
+        from klbox_jax.config.family import configs_folder, load_config
         print(configs_folder(), load_config("scenes:loss=l1").model.box_loss, load_config("configs/scenes.py").seed)
         """
     output, _ = run_python("-c", code, cwd=tmp_path)
