@@ -160,7 +160,7 @@ def _best_of_queues(waiting: Array, queue: Array) -> Array:
         return jnp.max(best_of_lanes, axis=0)
 
     def reduce(waiting: Array, queue: Array) -> Array:
-        return jnp.max(jnp.where(_members(queue), waiting[:, None], -jnp.inf), axis=0)
+        return jnp.max(jnp.where(_members(queue), waiting[:, None], -jnp.inf), axis=0, initial=-jnp.inf)
 
     return jax.lax.platform_dependent(waiting, queue, cpu=scatter, default=reduce)
 
@@ -172,7 +172,8 @@ def _first_of_queues(rows: Array, queue: Array) -> Array:
         return jnp.full(_QUEUES, len(rows) - 1).at[queue].min(rows)
 
     def reduce(rows: Array, queue: Array) -> Array:
-        return jnp.min(jnp.where(_members(queue), rows[:, None], len(rows) - 1), axis=0)
+        last = len(rows) - 1
+        return jnp.min(jnp.where(_members(queue), rows[:, None], last), axis=0, initial=last)
 
     return jax.lax.platform_dependent(rows, queue, cpu=scatter, default=reduce)
 

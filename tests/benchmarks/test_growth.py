@@ -133,8 +133,10 @@ def test_the_training_step_reduces_its_gradients_and_nothing_else_of_size():
     # A bit for each level, in every round of NMS.
     assert [one for one in found if one.is_repeated and one.bytes > 4] == []
     others = [one for one in found if one.kind != "all-reduce"]
-    # What XLA gathers on a CPU are the scores that it ranks, never features or images.
-    assert [one for one in others if one.kind != "all-gather" or "top_k" not in one.source] == []
+    # On a CPU XLA gathers the scores that it ranks, and under jax 0.12 the labels of the anchors, never features or
+    # images: no array is larger than one number for each anchor.
+    number_each = 4 * 4 * 6 * (8 * 12 + 4 * 6 + 2 * 3)
+    assert [one for one in others if one.kind != "all-gather" or one.bytes > one.arrays * number_each] == []
     # Of 6 anchors a cell, each ranked a few times.
     scores_of_an_image = sum(one.bytes for one in others) / 4
     assert scores_of_an_image < 8 * 4 * 6 * (8 * 12 + 4 * 6 + 2 * 3)

@@ -196,7 +196,11 @@ def test_parameters_of_the_shipped_scenes_network():
             r"config.model.backbone.name = 'vgg' is unknown; choose one of bottleneck_resnet, mobilenet_v2, ",
         ),
         ("dtype", "float16", r"config.model.dtype = 'float16' is unknown; choose one of bfloat16, float32"),
-        ("box_loss", "l2", r"config.model.box_loss = 'l2' is unknown; choose one of smooth_l1, l1, kl, "),
+        (
+            "box_loss",
+            "l2",
+            r"config.model.box_loss = 'l2' is unknown; choose one of beta_nll, direct_moment_matching, ",
+        ),
         ("roi_heads.box_coder", "polar", r"config.model.roi_heads.box_coder = 'polar' is unknown"),
         ("roi_heads.box_coder", "center", r"needs config.model.roi_heads.box_coder = 'corner'"),
     ],

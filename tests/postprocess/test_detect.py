@@ -319,7 +319,8 @@ def test_voting_without_variances(voting):
     with_variances = run(predictions, proposals, settings=settings)
     without = run(predictions.replace(box_log_vars=None), proposals, settings=settings)
     assert without.box_stds is None
-    np.testing.assert_array_equal(without.boxes, with_variances.boxes)
+    # Another program for the same sums: jax 0.12 orders those of weighted boxes fusion otherwise.
+    np.testing.assert_allclose(without.boxes, with_variances.boxes, rtol=1e-6)
 
 
 def test_what_the_variance_after_voting_means():

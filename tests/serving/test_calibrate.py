@@ -225,7 +225,7 @@ def test_an_evaluation_has_intervals(make_job, caplog):
     job = make_job()
     calibrate(job, settings_of(job))
     settings = {"": settings_of(job), "plain": settings_of(job, voting="none")}
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         metrics = Evaluation(job, settings)({}, 6)
     assert "intervals" not in metrics["plain"]
     stored = read_json(job.workdir.eval_dir(6) / "metrics.json")
