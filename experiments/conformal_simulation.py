@@ -1,7 +1,7 @@
 """Simulated coverage of conformal intervals, for each level and multiplicity: docs/intervals.md.
 
     python -m experiments.conformal_simulation --workdir=runs/conformal_simulation
-    python -m experiments.conformal_simulation --workdir=/tmp/quick --draws=200 --sizes=20,100
+    python -m experiments.conformal_simulation --workdir=runs/quick --draws=200 --sizes=20,100
 
 Errors have a Student distribution of 3 degrees of freedom, edges of a box correlate, boxes of an image share a
 difficulty that sigma does not know, and the number of boxes of an image varies. Each draw fits intervals to n boxes and

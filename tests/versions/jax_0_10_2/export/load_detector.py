@@ -89,6 +89,33 @@ class Detector:
                 found |= self._run(canvas, rest)
         return [found[index] for index in range(len(found))]
 
+    def intervals(self, found: dict[str, np.ndarray], coverage: float = 0.9) -> dict[str, np.ndarray]:
+        """Returns an interval for each edge of the objects of one image; `intervals` of model.json has the promises.
+
+        Args:
+            found: from a call of this detector.
+            coverage: one of those in model.json.
+
+        Returns:
+            `lower` and `upper`: ends of the intervals of x1, y1, x2, y2 of each box. `outer` and `inner`: the largest
+            and the smallest box whose edges are in their intervals; an inner box may be empty.
+
+        Raises:
+            ValueError: the export has no intervals of this coverage.
+        """
+        stored = self.info.get("intervals") or []
+        known = {each["coverage"]: each for each in stored if each["factors"] is not None}
+        if coverage not in known:
+            raise ValueError(
+                f"{self.folder / 'model.json'} has intervals for coverages {sorted(known)}, not {coverage}; choose one "
+                "of them, or calibrate on labelled images and export again"
+            )
+        half = np.maximum(found["box_stds"] * np.array(known[coverage]["factors"]), known[coverage]["least"])
+        lower, upper = found["boxes"] - half, found["boxes"] + half
+        is_first = np.array([True, True, False, False])
+        outer, inner = np.where(is_first, lower, upper), np.where(is_first, upper, lower)
+        return {"lower": lower, "upper": upper, "outer": outer, "inner": inner}
+
     def prepare(self, image: np.ndarray) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
         """Returns the canvas for an image, and the inputs of the program: `images`, `image_size`, `scale`.
 
