@@ -16,9 +16,11 @@ from tests.programs import ROOT, run_python
 @pytest.fixture(autouse=True)
 def _verbosity():
     """The program of a report turns the log off."""
-    before = logging.get_verbosity()
+    logger = logging.get_absl_logger()
+    before, level = logging.get_verbosity(), logger.level
     yield
     logging.set_verbosity(before)
+    logger.setLevel(level)
 
 
 @pytest.fixture
